@@ -1,0 +1,1 @@
+"""The `nucleate` command and its verbs."""

@@ -1,0 +1,250 @@
+"""Pixels and µm/px from image files: PNG, JPEG and TIFF, told apart by their first bytes, not by their suffix.
+
+Every form becomes uint8 [3, H, W] RGB by one stated rule, or is refused:
+
+| form of the file                             | what becomes of it                                                   |
+|----------------------------------------------|----------------------------------------------------------------------|
+| 8-bit RGB                                    | taken as it is; colour profiles are ignored                          |
+| grey, 1 to 8 bits                            | spread to the full range and replicated to three channels            |
+| palette                                      | looked up                                                            |
+| alpha (RGBA, grey + alpha, transparent entry)| composited on white, the colour of an empty slide                    |
+| CMYK, YCbCr                                  | converted by Pillow                                                  |
+| 16-bit grey or RGB (PNG also RGBA)           | full range: value / 257, rounded; 65535 becomes 255                  |
+| EXIF or TIFF orientation                     | applied: the first row is the top of the picture                     |
+| animation, several pages or planes           | refused: which one is meant would be a guess                         |
+| float, 12-bit, 32-bit, Lab, other mixtures   | refused: their range or colours would be a guess                     |
+| more than `MAX_PIXELS`                       | refused by its header, before decoding                               |
+| empty, truncated or damaged                  | refused                                                              |
+
+A refusal is an `InputError` that names the file and the reason.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from histo.errors import InputError
+
+# Below the size at which Pillow starts to warn, so that users meet one limit and one sentence.
+MAX_PIXELS = 80_000_000
+
+# Finer than any light microscope's sampling up to a macro photograph; 72, 96 and 300 dpi lie far outside.
+PLAUSIBLE_MPP = (0.05, 20.0)
+
+_MAGIC = {
+    b"\x89PNG\r\n\x1a\n": "PNG",
+    b"\xff\xd8\xff": "JPEG",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"II+\0": "TIFF",
+    b"MM\0+": "TIFF",
+}
+_ORIENTATION = 274
+_CONVERTIBLE = ("1", "L", "P", "RGB", "CMYK", "YCbCr")
+_MICRONS = {
+    "nm": 1e-3,
+    "um": 1.0,
+    "µm": 1.0,
+    "μm": 1.0,
+    "micron": 1.0,
+    "microns": 1.0,
+    "mm": 1e3,
+    "cm": 1e4,
+    "inch": 25400.0,
+}
+
+
+def read_image(path: str | Path) -> NDArray[np.uint8]:
+    """The picture in a PNG, JPEG or TIFF file, as uint8 [3, H, W] RGB; the module's table gives the rules.
+
+    Raises:
+        InputError: the file is missing, damaged, too large, or of a form that is refused.
+    """
+    path = Path(path)
+    kind = _kind(path)
+    with _named(path):
+        deep = _deep_tiff(path) if kind == "TIFF" else None
+        with Image.open(path, formats=[kind]) as opened:
+            frames = getattr(opened, "n_frames", 1)
+            if frames != 1:
+                raise InputError(f"{path} holds {frames} pictures, expected one; save the one you mean alone.")
+            _check_size(path, opened.width, opened.height)
+            if kind == "PNG" and _png_depth(path) == 16:
+                deep = _deep_png(path)
+            if deep is None:
+                picture = ImageOps.exif_transpose(opened)
+            else:
+                picture = Image.fromarray(_to_8_bits(deep))
+                picture.getexif()[_ORIENTATION] = opened.getexif().get(_ORIENTATION, 1)
+                picture = ImageOps.exif_transpose(picture)
+        return np.ascontiguousarray(np.asarray(_rgb(path, picture)).transpose(2, 0, 1))
+
+
+def read_mpp(path: str | Path) -> float | None:
+    """µm/px as the file itself states it, or None.
+
+    TIFF: OME's PhysicalSizeX, ImageJ's unit, or XResolution per cm or inch. PNG: pHYs per metre. JPEG never: its
+    density is a print setting. Values outside `PLAUSIBLE_MPP`, and pixels more than 1 % from square, count as unknown.
+
+    Raises:
+        InputError: the file is missing or its header is damaged.
+    """
+    path = Path(path)
+    kind = _kind(path)
+    with _named(path):
+        if kind == "PNG":
+            with Image.open(path, formats=["PNG"]) as opened:
+                sizes = [25400 / dpi for dpi in opened.info.get("dpi", ()) if dpi > 0]
+        elif kind == "TIFF":
+            sizes = _tiff_pixel_sizes(path)
+        else:
+            sizes = []
+    low, high = PLAUSIBLE_MPP
+    if len(sizes) != 2 or not all(low <= size <= high for size in sizes):
+        return None
+    return sizes[0] if math.isclose(*sizes, rel_tol=0.01) else None
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Decoders meet damaged bytes with exceptions of every type; all of them become one that names the file."""
+    try:
+        yield
+    except (InputError, MemoryError):
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise InputError(
+            f"{path} is too large ({error}), expected at most {MAX_PIXELS:,} pixels; cut it into tiles first."
+        ) from error
+    except Exception as error:
+        reason = str(error).strip().rstrip(".").replace("\n", " ") or type(error).__name__
+        raise InputError(f"{path} cannot be decoded ({reason}); replace or remove the file.") from error
+
+
+def _kind(path: Path) -> str:
+    if not path.is_file():
+        raise InputError(
+            f"{path} {'is not a file' if path.exists() else 'does not exist'}, expected an image; check the path."
+        )
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+    except OSError as error:
+        raise InputError(f"{path} cannot be opened ({error.strerror}); check its permissions.") from error
+    if not start:
+        raise InputError(f"{path} is empty (0 bytes), expected an image; replace or remove the file.")
+    for magic, kind in _MAGIC.items():
+        if start.startswith(magic):
+            return kind
+    raise InputError(f"{path} begins with {start!r}, expected a PNG, JPEG or TIFF file; convert or remove it.")
+
+
+def _check_size(path: Path, width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise InputError(
+            f"{path} has {width} x {height} pixels, expected at most {MAX_PIXELS:,}; cut it into tiles first."
+        )
+
+
+def _rgb(path: Path, picture: Image.Image) -> Image.Image:
+    if picture.mode in ("La", "LA", "PA", "RGBa", "RGBA") or picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        return Image.alpha_composite(white, picture).convert("RGB")
+    if picture.mode not in _CONVERTIBLE:
+        raise InputError(
+            f"{path} has pixels of form {picture.mode!r}, expected 8- or 16-bit grey or colour; save it as RGB."
+        )
+    return picture.convert("RGB")
+
+
+def _to_8_bits(deep: NDArray[np.uint16]) -> NDArray[np.uint8]:
+    return ((deep.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def _png_depth(path: Path) -> int:
+    with path.open("rb") as file:
+        return file.read(25)[24]
+
+
+def _deep_png(path: Path) -> NDArray[np.uint16]:
+    """uint16 [H, W], [H, W, 3] or [H, W, 4] of a 16-bit PNG."""
+    with Image.open(path, formats=["PNG"]) as high, Image.open(path, formats=["PNG"]) as low:
+        if (
+            high.mode not in ("I", "I;16", "RGB", "RGBA")
+            or high.tile[0].args == "LA;16B"
+            or "transparency" in high.info
+        ):
+            raise InputError(
+                f"{path} is a 16-bit PNG of grey with alpha or with a transparent colour, expected 16-bit grey, RGB or "
+                "RGBA; save it with 8 bits."
+            )
+        if high.mode.startswith("I"):
+            return np.asarray(high).astype(np.uint16)
+        # Pillow keeps the first byte of each 16-bit colour; told that the bytes are swapped, it keeps the second.
+        low.tile = [tile._replace(args=f"{low.mode};16L") for tile in low.tile]
+        return np.asarray(high).astype(np.uint16) * 256 + np.asarray(low)
+
+
+def _deep_tiff(path: Path) -> NDArray[np.uint16] | None:
+    """uint16 [H, W] or [H, W, 3] of a 16-bit TIFF; None for up to 8 bits, which Pillow reads in every variant."""
+    with tifffile.TiffFile(path) as tiff:
+        pages = max(len(tiff.pages), int((tiff.imagej_metadata or {}).get("images", 1)))
+        if pages != 1:
+            raise InputError(f"{path} holds {pages} pages or planes, expected one; save the one you mean alone.")
+        page = tiff.pages.first
+        _check_size(path, page.imagewidth, page.imagelength * page.imagedepth)
+        depth, samples, numbers = page.bitspersample, page.samplesperpixel, page.dtype
+        if numbers is not None and numbers.kind in "ub" and depth <= 8 and page.imagedepth == 1:
+            return None
+        tones: dict[int, int] = {
+            tifffile.PHOTOMETRIC.MINISBLACK: 1,
+            tifffile.PHOTOMETRIC.MINISWHITE: 1,
+            tifffile.PHOTOMETRIC.RGB: 3,
+        }
+        if numbers != np.uint16 or depth != 16 or page.imagedepth != 1 or tones.get(page.photometric) != samples:
+            raise InputError(
+                f"{path} is a TIFF of {samples} x {depth}-bit {numbers} samples, expected 8- or 16-bit grey or RGB; "
+                "convert it to 8-bit RGB."
+            )
+        pixels = page.asarray()
+        if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and samples == 3:
+            pixels = pixels.transpose(1, 2, 0)
+        return 65535 - pixels if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE else pixels
+
+
+def _tiff_pixel_sizes(path: Path) -> list[float]:
+    """Width and height of a pixel in µm; empty where the file does not say."""
+    with tifffile.TiffFile(path) as tiff:
+        if tiff.ome_metadata:
+            return _ome_pixel_sizes(tiff.ome_metadata)
+        tags = tiff.pages.first.tags
+        if tiff.imagej_metadata and "unit" in tiff.imagej_metadata:
+            # ImageJ writes µ as an escape and counts XResolution in this unit, whatever ResolutionUnit says.
+            unit = str(tiff.imagej_metadata["unit"]).replace("\\u00B5", "µ")
+        else:
+            unit = {2: "inch", 3: "cm"}.get(int(tags.valueof("ResolutionUnit", 2)), "")
+        microns = _MICRONS.get(unit)
+        ratios = [tags.valueof(name) for name in ("XResolution", "YResolution")]
+        if microns is None or not all(ratio and ratio[0] and ratio[1] for ratio in ratios):
+            return []
+        return [microns * below / above for above, below in ratios]
+
+
+def _ome_pixel_sizes(xml: str) -> list[float]:
+    sizes = []
+    for axis in "XY":
+        size = re.search(rf'\bPhysicalSize{axis}="([^"]+)"', xml)
+        unit = re.search(rf'\bPhysicalSize{axis}Unit="([^"]+)"', xml)
+        microns = _MICRONS.get(unit.group(1) if unit else "µm")
+        if size is None or microns is None:
+            return []
+        sizes.append(float(size.group(1)) * microns)
+    return sizes

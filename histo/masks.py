@@ -1,0 +1,246 @@
+"""Nucleus masks in files: instance maps from PNG, TIFF, NumPy and GeoJSON files, and back to 16-bit PNG.
+
+An instance map is `int32 [H, W]`: 0 is background and every other value is the id of one nucleus. Ids need not be
+contiguous. A map with a single id, such as a binary 0/255 or 0/1 mask, is one instance that keeps its id: nothing is
+split into connected components.
+"""
+
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+from PIL import Image
+from skimage.draw import polygon
+
+from histo.errors import InputError
+
+MAX_PIXELS = 100_000_000  # a larger map is refused before its pixels are decoded
+_LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16B")  # Pillow's modes with one integer per pixel
+_SUFFIXES = (".png", ".tif", ".tiff", ".npy", ".geojson", ".json")
+
+
+def as_instances(array: NDArray[Any], source: object = "The instance map") -> NDArray[np.int32]:
+    """The array as an instance map; an `int32` map comes back as it is, other integers and booleans are converted.
+
+    Args:
+        array: integer or boolean [H, W] with ids from 0 to 2 147 483 647.
+        source: what the error sentence calls the array, for example its file.
+
+    Raises:
+        InputError: not two-dimensional, no pixels, not integer, or an id out of range.
+    """
+    if array.ndim != 2 or array.size == 0:
+        raise InputError(
+            f"{source} has shape {array.shape}, but an instance map is [height, width] with one id per pixel; "
+            "give a single-channel label map."
+        )
+    if array.dtype.kind not in "bui":
+        raise InputError(
+            f"{source} holds {array.dtype} values, but the ids of an instance map are integers; convert it first."
+        )
+    smallest, largest = int(array.min()), int(array.max())
+    if smallest < 0 or largest > np.iinfo(np.int32).max:
+        wrong = smallest if smallest < 0 else largest
+        raise InputError(
+            f"{source} holds the id {wrong}, but ids run from 0 (background) to {np.iinfo(np.int32).max}; "
+            "renumber the map."
+        )
+    return array.astype(np.int32, copy=False)
+
+
+def read_instances(path: str | Path, size: tuple[int, int] | None = None) -> NDArray[np.int32]:
+    """Read an instance map.
+
+    Images (`.png`, `.tif`, `.tiff`) have one channel of integers, a palette's indices being the ids; `.npy` holds one
+    [H, W] array. Floats are taken where every value is whole. GeoJSON (`.geojson`, `.json`) has the shape QuPath
+    writes: a FeatureCollection, one Feature, or a list of Features or geometries, each a Polygon (with holes) or a
+    MultiPolygon in pixels, x before y, (0, 0) being the corner of the first pixel. Ids are 1, 2, … in the order of the
+    file, a pixel belongs to a polygon that contains its centre, and later polygons overwrite earlier ones. A QuPath
+    cell stands for its `nucleusGeometry` where it has one.
+
+    Args:
+        path: the file.
+        size: (height, width) in pixels. Needed for GeoJSON; for other files the size that is expected.
+
+    Returns:
+        int32 [H, W], 0 = background.
+
+    Raises:
+        InputError: missing, damaged or unknown file, more than `MAX_PIXELS` pixels, several channels, fractions, NaN,
+            negative ids, another size than expected, or a polygon wholly outside the size.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in _SUFFIXES:
+        raise InputError(
+            f"{path} ends in {suffix!r}, but instance maps are read from {', '.join(_SUFFIXES)}; "
+            "convert it to a lossless 16-bit PNG."
+        )
+    if not path.is_file():
+        raise InputError(f"{path} is not a file; check the path of the instance map.")
+    try:
+        if suffix in (".geojson", ".json"):
+            return _read_geojson(path, size)
+        array = {".png": _read_png, ".npy": _read_npy}.get(suffix, _read_tiff)(path)
+    except InputError:
+        raise
+    except Exception as error:  # readers of damaged files fail in many ways, none of which is a fault of this program
+        raise InputError(f"{path} cannot be read as an instance map ({error}); write the file again.") from error
+    if array.dtype.kind == "f":
+        array = _whole(array, path)
+    instances = as_instances(array, path)
+    if size is not None and instances.shape != tuple(size):
+        raise InputError(
+            f"{path} is {instances.shape[0]} x {instances.shape[1]} pixels (height x width), "
+            f"but {size[0]} x {size[1]} was expected; pair it with its own image."
+        )
+    return instances
+
+
+def write_instances(path: str | Path, instances: NDArray[Any]) -> None:
+    """Write an instance map as 16-bit greyscale PNG, atomically: readers see the old file or the whole new one.
+
+    Args:
+        path: ends in `.png`; its folder exists.
+        instances: integer [H, W], ids from 0 to 65 535, kept as they are.
+
+    Raises:
+        InputError: another suffix, no such folder, not an instance map, or an id above 65 535.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise InputError(f"{path} ends in {path.suffix!r}, but instance maps are written as .png; rename it.")
+    if not path.parent.is_dir():
+        raise InputError(f"{path.parent} is not a folder; make it before writing {path.name} into it.")
+    instances = as_instances(instances)
+    largest = int(instances.max())
+    if largest > np.iinfo(np.uint16).max:
+        raise InputError(
+            f"The instance map for {path} holds the id {largest}, but a 16-bit PNG ends at 65535; renumber the map, "
+            "or save it with numpy.save if it has more nuclei than that."
+        )
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        Image.fromarray(instances.astype(np.uint16)).save(temporary, format="PNG")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def renumber(instances: NDArray[Any]) -> NDArray[np.int32]:
+    """The same map with ids 1, 2, …, n in the order of the old ids.
+
+    Args:
+        instances: integer [H, W], ids of 0 or more.
+
+    Returns:
+        int32 [H, W].
+
+    Raises:
+        InputError: not an instance map.
+    """
+    instances = as_instances(instances)
+    if instances.max() > max(instances.size, 65_535):  # a table up to the largest id would outweigh the map
+        ids, positions = np.unique(instances, return_inverse=True)
+        return (positions.reshape(instances.shape) + int(ids[0] > 0)).astype(np.int32)
+    present = np.bincount(instances.ravel()) > 0
+    present[0] = False
+    return np.cumsum(present, dtype=np.int32).take(instances)
+
+
+def _check_pixels(path: Path, shape: tuple[int, ...]) -> None:
+    if int(np.prod(shape, dtype=np.int64)) > MAX_PIXELS:
+        raise InputError(
+            f"{path} has shape {tuple(shape)}, more than the limit of {MAX_PIXELS} pixels; cut it into tiles."
+        )
+
+
+def _whole(array: NDArray[Any], path: Path) -> NDArray[np.int64]:
+    wrong = ~((np.abs(array) < 2.0**53) & (array == np.floor(array)))  # NaN and infinity compare as wrong
+    if wrong.any():
+        raise InputError(
+            f"{path} holds the value {array[wrong][0]}, but the ids of an instance map are whole numbers; "
+            "give a label map, not probabilities."
+        )
+    return array.astype(np.int64)
+
+
+def _read_png(path: Path) -> NDArray[Any]:
+    with Image.open(path, formats=["PNG"]) as image:
+        _check_pixels(path, (image.height, image.width))
+        if image.mode not in _LABEL_MODES:
+            raise InputError(
+                f"{path} is a colour image (mode {image.mode}), but an instance map has one id per pixel; "
+                "give a single-channel label map."
+            )
+        return np.asarray(image)
+
+
+def _read_tiff(path: Path) -> NDArray[Any]:
+    with tifffile.TiffFile(path) as file:
+        series = file.series[0]
+        _check_pixels(path, series.shape)
+        return np.asarray(series.asarray())
+
+
+def _read_npy(path: Path) -> NDArray[Any]:
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    _check_pixels(path, array.shape)
+    return np.array(array)
+
+
+def _read_geojson(path: Path, size: tuple[int, int] | None) -> NDArray[np.int32]:
+    if size is None:
+        raise InputError(f"{path} holds polygons without an image size; pass size=(height, width) in pixels.")
+    if min(size) < 1:
+        raise InputError(f"The size {tuple(size)} for {path} has no pixels; pass (height, width) of the image.")
+    _check_pixels(path, size)
+    with open(path, encoding="utf-8") as file:
+        document = json.load(file)
+    if isinstance(document, dict):
+        document = document["features"] if document.get("type") == "FeatureCollection" else [document]
+    instances = np.zeros(size, dtype=np.int32)
+    for index, item in enumerate(document, start=1):
+        for rings in _polygons(item, f"Item {index} of {path}"):
+            outer = rings[0]
+            if outer.max(0).min() < 0 or outer[:, 0].min() > size[1] or outer[:, 1].min() > size[0]:
+                raise InputError(
+                    f"Item {index} of {path} starts at x, y = {outer[0].tolist()}, wholly outside the size "
+                    f"{tuple(size)} (height, width); pass the size of its own image."
+                )
+            inside = _covered(outer, size)
+            for hole in rings[1:]:
+                inside = np.setdiff1d(inside, _covered(hole, size), assume_unique=True)
+            instances.ravel()[inside] = index
+    return instances
+
+
+def _polygons(item: dict[str, Any], name: str) -> Iterator[list[NDArray[np.float64]]]:
+    """Rings [N, 2] in x, y of every polygon of one Feature or geometry: the outline, then its holes."""
+    geometry = item
+    if item["type"] == "Feature":
+        geometry = item.get("nucleusGeometry") or item["geometry"]
+    if geometry["type"] not in ("Polygon", "MultiPolygon"):
+        raise InputError(
+            f"{name} is a {geometry['type']}, but nuclei are given as Polygon or MultiPolygon; remove it from the file."
+        )
+    parts = [geometry["coordinates"]] if geometry["type"] == "Polygon" else geometry["coordinates"]
+    for part in parts:
+        rings = [np.array([position[:2] for position in ring], dtype=np.float64) for ring in part]
+        if not rings or any(len(ring) < 3 or not np.isfinite(ring).all() for ring in rings):
+            raise InputError(
+                f"{name} has a ring of fewer than three points or with a coordinate that is not a number; mend it."
+            )
+        yield rings
+
+
+def _covered(ring: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.intp]:
+    """Flat indices of the pixels whose centre, at +0.5, lies inside the ring."""
+    rows, columns = polygon(ring[:, 1] - 0.5, ring[:, 0] - 0.5, shape=size)
+    return np.ravel_multi_index((rows, columns), size)

@@ -1,0 +1,1 @@
+"""What every entry point needs to run: settings, run folders, checkpoints, tracking and reports."""

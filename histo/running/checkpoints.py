@@ -1,0 +1,127 @@
+"""Checkpoints for resuming: everything that changes during training, written whole or not at all.
+
+A checkpoint is a folder `checkpoints/NNNNNNNNNNNN/` named by images seen. It holds one safetensors file per named
+group of tensors and `manifest.json` with plain facts and the SHA-256 of each file. It is written into a folder
+beside, synced to disk, and renamed; a reader therefore sees complete checkpoints only, and nothing in one is ever
+unpickled.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from histo.errors import InputError
+
+MANIFEST = "manifest.json"
+ASIDE = ".writing-"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """State at one instant: `tensors[group][name]` on the CPU, and JSON-able `facts` (at least "images")."""
+
+    tensors: dict[str, dict[str, Tensor]]
+    facts: dict[str, Any]
+
+
+def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
+    """Write a checkpoint into `folder` and drop all but the newest `keep` afterwards.
+
+    Returns:
+        The folder of the new checkpoint.
+    """
+    target = folder / f"{checkpoint.facts['images']:012d}"
+    aside = folder / f"{ASIDE}{target.name}"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    hashes = {}
+    for group, tensors in checkpoint.tensors.items():
+        path = aside / f"{group}.safetensors"
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+        hashes[path.name] = _digest(path)
+        _sync(path)
+    manifest = {"facts": checkpoint.facts, "sha256": hashes}
+    (aside / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
+    _sync(aside / MANIFEST)
+    _sync(aside)
+    if target.exists():  # saved again at the same image count: the state is the same by construction
+        shutil.rmtree(target)
+    os.rename(aside, target)
+    _sync(folder)
+    for old in complete(folder)[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def complete(folder: Path) -> list[Path]:
+    """Complete checkpoints, oldest first; half-written ones do not count."""
+    found = [path for path in folder.glob("*") if path.name.isdigit() and (path / MANIFEST).exists()]
+    return sorted(found, key=lambda path: int(path.name))
+
+
+def load(path: Path) -> Checkpoint:
+    """Read one checkpoint folder, checking every file against its hash.
+
+    Raises:
+        InputError: not a checkpoint, or a file missing or changed since it was written.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        hashes, facts = manifest["sha256"], manifest["facts"]
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is no checkpoint: it has no {MANIFEST}; name a folder RUN/checkpoints/N.") from error
+    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path / MANIFEST} is damaged ({error}); resume from another checkpoint.") from error
+    tensors = {}
+    for name, expected in hashes.items():
+        file = path / Path(name).name
+        if not file.exists() or _digest(file) != expected:
+            raise InputError(f"{file} is missing or was changed after it was written; resume from another checkpoint.")
+        try:
+            tensors[file.stem] = load_file(file)
+        except SafetensorError as error:
+            raise InputError(f"{file} is no safetensors file ({error}); resume from another checkpoint.") from error
+    return Checkpoint(tensors, facts)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a killed process left half-written."""
+    for leftover in folder.glob(f"{ASIDE}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """An optimiser's state as named tensors: "PARAMETER.KEY", parameters numbered as in `state_dict`."""
+    state = optimizer.state_dict()["state"]
+    return {f"{index}.{key}": value for index, entry in state.items() for key, value in entry.items()}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` took out; learning rates and betas stay those of the settings."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        index, _, key = name.partition(".")
+        state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

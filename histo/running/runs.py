@@ -1,0 +1,131 @@
+"""Run folders: where a training keeps its settings, log, panels, checkpoints and exports."""
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import yaml
+
+from histo.errors import InputError
+from histo.running import checkpoints
+
+
+@dataclass
+class RunSettings:
+    """Where a run lives and how it starts."""
+
+    dir: str | None = None
+    """run folder; null makes a new one under runs/"""
+    resume: str = "auto"
+    """auto: continue the folder's newest checkpoint if it has one; never: start afresh in a new folder; or a checkpoint
+    folder to continue from"""
+    keep: int = 2
+    """checkpoints kept, newest first"""
+
+    def __post_init__(self) -> None:
+        if self.keep < 1:
+            raise InputError(f"run.keep is {self.keep}, expected 1 or more checkpoints.")
+
+
+class RunFolder:
+    """`config.yaml`, `log.jsonl`, `tensorboard/`, `panels/`, `checkpoints/`, `export/` and `report.html` of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.export = path / "export"
+        self.config = path / "config.yaml"
+
+    @classmethod
+    def choose(cls, settings: RunSettings, name: str) -> "RunFolder":
+        """The folder a run will use: the one named, or a new one under runs/ with the time in its name."""
+        if settings.dir is not None:
+            return cls(Path(settings.dir))
+        return cls(Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+
+    def checkpoint_to_resume(self, resume: str) -> Path | None:
+        """The checkpoint a run continues from, None to start afresh.
+
+        Raises:
+            InputError: `never` on a folder that holds a run, or a checkpoint that does not exist.
+        """
+        found = checkpoints.complete(self.checkpoints)
+        if resume == "auto":
+            return found[-1] if found else None
+        if resume == "never":
+            if found or self.config.exists():
+                raise InputError(
+                    f"{self.path} already holds a run; use --run.resume auto to continue it, or another --run.dir."
+                )
+            return None
+        path = Path(resume)
+        if not path.is_dir():
+            names = ", ".join(p.name for p in found) or "none"
+            raise InputError(
+                f"--run.resume is {resume!r}, expected auto, never or a checkpoint folder; {self.path} has: {names}."
+            )
+        return path
+
+    def create(self, config: str) -> None:
+        """Make the folder and write its config; what a killed process left half-written is swept away."""
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self.export.mkdir(exist_ok=True)
+            aside = self.config.with_suffix(".tmp")
+            aside.write_text(config, encoding="utf-8")
+            os.replace(aside, self.config)
+        except OSError as error:
+            raise InputError(
+                f"--run.dir {self.path} cannot be written ({error.strerror}); name another folder."
+            ) from error
+        checkpoints.sweep(self.checkpoints)
+
+    def refuse_other_settings(self, wanted: dict, groups: tuple[str, ...]) -> None:
+        """Compare the settings that shape a run's networks and data with those the folder was made with.
+
+        Raises:
+            InputError: naming the first setting that differs, with both values.
+        """
+        if not self.config.exists():
+            return
+        past = yaml.safe_load(self.config.read_text(encoding="utf-8")) or {}
+        for group in groups:
+            old, new = past.get(group), wanted.get(group)
+            if not isinstance(old, dict) or not isinstance(new, dict):
+                old, new = {"": old}, {"": new}
+            for key in new:
+                if key in old and old[key] != new[key]:
+                    name = f"{group}.{key}".rstrip(".")
+                    raise InputError(
+                        f"--{name} is {new[key]!r}, but {self.path} was trained with {old[key]!r}: "
+                        "put it back to continue, or name another --run.dir."
+                    )
+
+
+class StopRequest:
+    """Whether someone asked the process to stop: SIGTERM, Ctrl-C, or a launcher that is gone.
+
+    The signal handler only notes the request; the training loop asks between steps, saves and leaves. A launcher
+    (accelerate, torchrun) that is killed hands its child to another parent, which shows as a changed parent id.
+    """
+
+    LAUNCHED = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        self.parent = os.getppid() if any(name in os.environ for name in self.LAUNCHED) else None
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.reason is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt  # a second Ctrl-C does not wait
+        self.reason = signal.Signals(number).name
+
+    def __bool__(self) -> bool:
+        if self.reason is None and self.parent is not None and os.getppid() != self.parent:
+            self.reason = "the launcher is gone"
+        return self.reason is not None

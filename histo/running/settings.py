@@ -1,0 +1,184 @@
+"""Settings: plain dataclasses filled from YAML files and dotted flags, and the way a script ends.
+
+Configs come first and later ones win (`--config a.yaml --config b.yaml --group.key value`); range rules live in the
+dataclasses' `__post_init__`. Whatever a user gets wrong becomes one sentence and exit code 2.
+"""
+
+import difflib
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+
+from histo.errors import InputError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Request(Generic[T]):
+    """What a user asked a script to do: the settings, and whether only to check them."""
+
+    settings: T
+    dry_run: bool
+    configs: list[Path]
+
+
+def read_settings(kind: type[T], program: str, description: str, argv: Sequence[str], preset: Path) -> Request[T]:
+    """Parse a command line into the dataclass `kind`.
+
+    Args:
+        kind: the settings' dataclass; nested dataclasses become groups, field docstrings become help texts.
+        program: the name shown in `--help`.
+        argv: arguments without the program's name.
+        preset: the config used when no `--config` is named.
+
+    Raises:
+        InputError: unknown or misplaced flags, unreadable files, wrong types, values out of range.
+    """
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(exit_on_error=False, prog=program, description=description)
+    parser.add_argument("--config", action="config", help=f"YAML of settings, repeatable; default: {preset.name}")
+    parser.add_argument("--dry_run", action="store_true", help="check everything cheap, print the settings, stop")
+    parser.add_argument("--debug", action="store_true", help="show a traceback with every error")
+    parser.add_class_arguments(kind)
+    arguments = list(argv)
+    _refuse_late_configs(arguments)
+    configs = _named_configs(arguments)
+    if not configs:
+        configs = [preset]
+        arguments = ["--config", str(preset), *arguments]
+    known = {action.dest for action in parser._actions}
+    for path in configs:
+        _refuse_unknown_keys(path, known)
+    _refuse_unknown_flags(arguments, known)
+    try:
+        parsed = parser.parse_args(arguments)
+        chosen = parser.instantiate(parsed)
+    except ArgumentError as error:
+        raise InputError(_one_sentence(str(error))) from error
+    fields = {key: value for key, value in vars(chosen).items() if key not in ("config", "dry_run", "debug")}
+    return Request(kind(**fields), bool(chosen.dry_run), configs)
+
+
+def as_yaml(settings: Any) -> str:
+    """A settings dataclass as YAML that `read_settings` reads back."""
+    return yaml.safe_dump(_plain(asdict(settings)), sort_keys=False, allow_unicode=True)
+
+
+def run_script(main: Callable[[list[str]], None]) -> None:
+    """Run a script's main function and end the process as users expect.
+
+    InputError: its sentence is the last line on stderr, exit code 2. `--debug` adds the traceback before it.
+    """
+    try:
+        main(sys.argv[1:])
+    except InputError as error:
+        if "--debug" in sys.argv:
+            traceback.print_exc()
+        # A loader worker wraps the error in a report of its own; the sentence is what follows the last name.
+        sentence = str(error).rsplit("InputError: ", 1)[-1].strip()
+        print(f"error: {sentence}", file=sys.stderr, flush=True)
+        sys.exit(2)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _named_configs(arguments: list[str]) -> list[Path]:
+    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
+    return [
+        Path(token.partition("=")[2] or following) for token, following in pairs if re.match(r"--config(=|$)", token)
+    ]
+
+
+def _refuse_late_configs(arguments: list[str]) -> None:
+    flags = [token.partition("=")[0] for token in arguments if token.startswith("--")]
+    settings = [k for k, flag in enumerate(flags) if "." in flag or flag == "--seed"]
+    configs = [k for k, flag in enumerate(flags) if flag == "--config"]
+    if settings and configs and settings[0] < configs[-1]:
+        raise InputError(
+            f"{flags[settings[0]]} stands before a --config that would undo it: name every --config first."
+        )
+
+
+def _suggestion(name: str, known: set[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if not near:
+        leaf = name.rpartition(".")[2]
+        near = [key for key in sorted(known) if key.rpartition(".")[2] == leaf][:1]
+    return f"did you mean {near[0]}?" if near else "--help lists all settings."
+
+
+def _refuse_unknown_flags(arguments: list[str], known: set[str]) -> None:
+    for token in arguments:
+        name = token.partition("=")[0].removeprefix("--")
+        if token.startswith("--") and name not in known and name != "help":
+            raise InputError(f"There is no setting --{name}; {_suggestion(name, known)}")
+
+
+def _refuse_unknown_keys(path: Path, known: set[str]) -> None:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
+        hint = f"did you mean {path.parent / near[0]}?" if near else "name an existing YAML file."
+        raise InputError(f"Config {path} cannot be read ({error.strerror}); {hint}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" at line {mark.line + 1}" if mark else ""
+        raise InputError(
+            f"Config {path} is no valid YAML of plain values{place}; expected `group: {{key: value}}`."
+        ) from error
+    if not isinstance(content, dict):
+        raise InputError(f"Config {path} holds a {type(content).__name__}; expected groups of `key: value`.")
+
+    def walk(node: dict[str, Any], prefix: str) -> None:
+        for key, value in node.items():
+            name = f"{prefix}{key}"
+            if name not in known:
+                raise InputError(f"Config {path} has the unknown setting {name}; {_suggestion(name, known)}")
+            if isinstance(value, dict):
+                walk(value, f"{name}.")
+
+    walk(content, "")
+
+
+def _one_sentence(message: str) -> str:
+    """Turn jsonargparse's report on a value into "--key is 'value', expected …"."""
+    found = re.search(r'Parser key "([^"]+)":\s*(.*)', message, re.DOTALL)
+    if not found:
+        return re.sub(r"\s+", " ", message).strip().rstrip(".") + "; --help lists all settings."
+    key, problem = found.groups()
+    value = re.search(r"(?:Got value|Given value): (.*)", problem)
+    wanted = re.findall(r"Expected an? ([^\n]*?)(?:\. Got value|\n|$)", problem)
+    if value is None or not wanted:
+        return f"--{key}: {' '.join(problem.split())}."
+    kinds = " or ".join(dict.fromkeys(_kind_name(kind) for kind in wanted))
+    return f"--{key} is {value.group(1).strip()!r}, expected {kinds}."
+
+
+def _kind_name(kind: str) -> str:
+    choices = re.fullmatch(r"typing\.Literal\[(.*)\]\.?", kind)
+    if choices:
+        return f"one of {choices.group(1).replace(chr(39), '')}"
+    bare = kind.strip("<>. ").removeprefix("class ").strip("'")
+    return {
+        "int": "a whole number",
+        "float": "a number",
+        "bool": "true or false",
+        "NoneType": "null",
+        "str": "text",
+    }.get(bare, bare)

@@ -1,0 +1,197 @@
+"""Nucleus segmenters: the tissue → mask network, its instance files, and prediction on images of any size.
+
+The network is the S of UNITPathSSL (arXiv 2309.07394): a ResNet with a feature pyramid, a translation decoder to a
+3-channel mask image, and a semantic head that says nucleus or not at stride 4.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from skimage.segmentation import watershed
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import FeaturePyramidNetwork
+
+from histo.codec import decode
+from histo.encoders import Architecture, architecture, build_pyramid, read_card
+from histo.errors import InputError
+from histo.masks import renumber
+
+SEED_FILL = 0.22  # half of the codec's fill
+SMALLEST = 12  # pixels
+
+
+@dataclass
+class SegmenterSettings:
+    """Tissue → mask network; its encoder is what pretraining hands on."""
+
+    encoder: str = "resnet50_gn"
+    """timm model by name, or smp:NAME; must have features of strides 4, 8, 16, 32"""
+    norm: Literal["group", "own"] = "group"
+    """group: GroupNorm instead of the timm model's batch norm; own: as the model comes"""
+    pyramid_width: int = 256
+    """channels of the feature pyramid"""
+
+    def __post_init__(self) -> None:
+        if self.pyramid_width < 32 or self.pyramid_width % 32:
+            raise InputError(f"segmenter.pyramid_width is {self.pyramid_width}, expected a multiple of 32.")
+
+
+@dataclass
+class Reading:
+    """What the segmenter sees in a batch of tiles.
+
+    mask: float [N, 3, H, W], mask image in about [-1, 1] (linear output).
+    foreground: float [N, 1, H, W], logits of "this pixel is nucleus".
+    """
+
+    mask: Tensor
+    foreground: Tensor
+
+
+def _group_norm(width: int) -> nn.GroupNorm:
+    return nn.GroupNorm(32, width)
+
+
+class SemanticHead(nn.Module):
+    """Panoptic FPN's semantic branch (Kirillov et al. 2019, figure 3): each level to stride 4, sum, one logit."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.levels = nn.ModuleList(
+            nn.ModuleList(
+                nn.Sequential(nn.Conv2d(width, width, 3, padding=1, bias=False), _group_norm(width), nn.ReLU())
+                for _ in range(max(1, doublings))
+            )
+            for doublings in range(4)
+        )
+        self.predict = nn.Conv2d(width, 1, 1)
+
+    def forward(self, pyramid: list[Tensor]) -> Tensor:
+        total: Tensor | None = None
+        for doublings, (x, steps) in enumerate(zip(pyramid, self.levels, strict=True)):
+            for step in steps:  # type: ignore[attr-defined]
+                x = step(x)
+                if doublings:
+                    x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+            total = x if total is None else total + x
+        return self.predict(total)
+
+
+class Segmenter(nn.Module):
+    """Tissue tile → mask image and nucleus logits. Height and width must be multiples of 32."""
+
+    def __init__(self, settings: SegmenterSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.architecture: Architecture = architecture(settings.encoder, settings.norm)
+        width = settings.pyramid_width
+        self.encoder, channels = build_pyramid(self.architecture)
+        self.pyramid = FeaturePyramidNetwork(channels, width, norm_layer=_group_norm)
+        self.decoder = nn.Sequential(
+            nn.Conv2d(width, width // 2, 3, padding=1),
+            nn.InstanceNorm2d(width // 2),
+            nn.ReLU(),
+            nn.Upsample(scale_factor=2, mode="nearest"),
+            nn.Conv2d(width // 2, width // 4, 3, padding=1),
+            nn.InstanceNorm2d(width // 4),
+            nn.ReLU(),
+            nn.Upsample(scale_factor=2, mode="nearest"),
+            nn.Conv2d(width // 4, 3, 3, padding=1),
+        )
+        self.semantic = SemanticHead(width)
+
+    def forward(self, image: Tensor, guided: bool = True) -> Reading:
+        """image: float [N, 3, H, W] in [-1, 1]; `guided=False` leaves the semantic head out (zeros)."""
+        features = dict(zip("2345", self.encoder(image), strict=True))
+        pyramid = list(self.pyramid(features).values())
+        size = pyramid[0].shape[2:]
+        merged = pyramid[0]
+        for level in pyramid[1:]:
+            merged = merged + F.interpolate(level, size=size, mode="bilinear", align_corners=True)
+        mask = self.decoder(merged).float()
+        if not guided:
+            return Reading(mask, mask.new_zeros(len(mask), 1, *mask.shape[2:]))
+        logits = F.interpolate(
+            self.semantic(pyramid).float(), size=mask.shape[2:], mode="bilinear", align_corners=False
+        )
+        return Reading(mask, logits)
+
+
+def load(path: str | Path) -> tuple[Segmenter, dict[str, Any]]:
+    """A nucleus segmenter from an instance file, ready to predict, and its card.
+
+    Raises:
+        InputError: no instance file, or weights that do not fit its card.
+    """
+    tensors, card = read_card(Path(path), "segmenter")
+    segmenter = Segmenter(SegmenterSettings(**card["settings"]))
+    try:
+        segmenter.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise InputError(f"{path} does not fit its card's settings {card['settings']}; export it again.") from error
+    return segmenter.eval(), card
+
+
+@torch.no_grad()
+def segment(segmenter: Segmenter, image: NDArray[np.uint8], tile: int, batch: int = 16) -> NDArray[np.int32]:
+    """The nuclei of an image of any size.
+
+    The image is read in overlapping tiles of the size the network was trained at; the outputs are blended with weights
+    that fall towards the tiles' edges, and decoded once, so no nucleus is cut at a tile's border.
+
+    Args:
+        image: uint8 [3, H, W] RGB.
+        tile: side of the tiles in pixels, a multiple of 32.
+
+    Returns:
+        Instance map, int32 [H, W].
+    """
+    height, width = image.shape[1:]
+    pad = [max(0, tile - height), max(0, tile - width)]
+    padded = np.pad(image, ((0, 0), (0, pad[0]), (0, pad[1])), mode="symmetric")
+    rows, columns = (_starts(size, tile) for size in padded.shape[1:])
+    corners = [(row, column) for row in rows for column in columns]
+    ramp = torch.minimum(torch.arange(1, tile + 1), torch.arange(tile, 0, -1)).float()
+    weight = ramp[:, None] * ramp
+    total = torch.zeros(4, *padded.shape[1:])
+    norm = torch.zeros(padded.shape[1:])
+    device = next(segmenter.parameters()).device
+    for first in range(0, len(corners), batch):
+        part = corners[first : first + batch]
+        cut = np.stack([padded[:, row : row + tile, column : column + tile] for row, column in part])
+        reading = segmenter(torch.from_numpy(cut).to(device).float() / 127.5 - 1)
+        outputs = torch.cat([reading.mask, reading.foreground], 1).float().cpu()
+        for (row, column), output in zip(part, outputs, strict=True):
+            place = (slice(row, row + tile), slice(column, column + tile))
+            total[:, *place] += output * weight
+            norm[place] += weight
+    blended = (total / norm)[None, :, :height, :width]
+    return instances_of(Reading(blended[:, :3], blended[:, 3:]), 0)
+
+
+def instances_of(reading: Reading, index: int) -> NDArray[np.int32]:
+    """The nuclei of one tile of a reading, as an instance map, int32 [H, W].
+
+    The interiors of the drawn mask are seeds, which the drawn outlines part; the foreground logits say how far a seed
+    may grow. Foreground without a seed becomes a nucleus of its own.
+    """
+    drawn = ((reading.mask[index].float() + 1) / 2).clamp(0, 1).cpu().numpy()
+    logits = reading.foreground[index, 0].float().cpu().numpy()
+    nucleus = logits > 0
+    seeds = decode(drawn * nucleus, fill_threshold=SEED_FILL, min_area=SMALLEST)
+    unseeded, _ = ndimage.label(nucleus & ~ndimage.binary_dilation(seeds > 0, iterations=2))
+    seeds = np.where(unseeded > 0, unseeded + seeds.max(), seeds)
+    grown = watershed(-logits, seeds, mask=nucleus)
+    areas = np.bincount(grown.ravel())
+    return renumber(np.where(areas[grown] >= SMALLEST, grown, 0))
+
+
+def _starts(size: int, tile: int) -> list[int]:
+    """First pixels of tiles that overlap by half and cover an axis."""
+    return sorted({min(start, size - tile) for start in range(0, size, tile // 2)})

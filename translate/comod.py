@@ -1,0 +1,138 @@
+"""The co-modulated StyleGAN2 generator: mask → tissue with conditional and stochastic style.
+
+An encoder reads the mask image; its global code and a mapped noise vector together modulate every layer of the
+synthesis network (Zhao et al. 2021, arXiv 2103.10428, figure 3; widths and skips as in UNITPathSSL, arXiv 2309.07394).
+"""
+
+from dataclasses import dataclass
+from math import log2
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from histo.errors import InputError
+from histo.randomness import draws
+from translate.stylegan import (
+    EqualConv,
+    EqualLinear,
+    Mapping,
+    StyledConv,
+    ToRGB,
+    activate,
+    channels_at,
+    upsample,
+)
+
+
+@dataclass
+class GeneratorSettings:
+    """Mask → tissue network."""
+
+    channel_base: int = 16384
+    """channels at resolution r are min(channel_base / r, channel_max)"""
+    channel_max: int = 512
+    """ceiling on the channels of a layer"""
+    style_width: int = 512
+    """width of the noise vector z and of the mapped style w"""
+    mapping_layers: int = 8
+    """fully connected layers from z to w"""
+    code_width: int = 1024
+    """width of the global code of the mask that modulates together with w"""
+    dropout: float = 0.5
+    """share of the global code dropped in training"""
+    skip_resolution: int = 64
+    """encoder features are added to the decoder at this resolution and below; pixels"""
+
+    def __post_init__(self) -> None:
+        for name in ("channel_base", "channel_max", "style_width", "mapping_layers", "code_width"):
+            if getattr(self, name) < 1:
+                raise InputError(f"generator.{name} is {getattr(self, name)}, expected 1 or more.")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"generator.dropout is {self.dropout}, expected a share in [0, 1).")
+
+
+@dataclass
+class Style:
+    """Everything random in one rendering, as tensors, so that a rendering is a pure function of its inputs.
+
+    z: float [N, style_width]; keep: float [N, code_width], 0 or 1/(1 - dropout), all ones at inference;
+    noise: one float [N, 1, r, r] for every synthesis layer.
+    """
+
+    z: Tensor
+    keep: Tensor
+    noise: list[Tensor]
+
+    def to(self, device: torch.device) -> "Style":
+        return Style(self.z.to(device), self.keep.to(device), [n.to(device) for n in self.noise])
+
+
+class CoModGenerator(nn.Module):
+    """Mask image → tissue tile.
+
+    Args:
+        settings: widths and depths.
+        resolution: side of the tile in pixels, a power of two from 16 to 1024.
+    """
+
+    def __init__(self, settings: GeneratorSettings, resolution: int) -> None:
+        super().__init__()
+        self.settings, self.resolution = settings, resolution
+        self.sides = [2**k for k in range(2, int(log2(resolution)) + 1)]  # 4, 8, … resolution
+        width = {side: channels_at(side, settings.channel_base, settings.channel_max) for side in self.sides}
+        style = settings.style_width + settings.code_width
+
+        self.from_mask = EqualConv(3, width[resolution], 1)
+        descending = self.sides[::-1]
+        self.encode = nn.ModuleList(EqualConv(width[side], width[side], 3) for side in descending)
+        self.halve = nn.ModuleList(EqualConv(width[side], width[side // 2], 3, down=True) for side in descending[:-1])
+        self.to_code = EqualLinear(width[4] * 16, settings.code_width)
+        self.from_code = EqualLinear(settings.code_width, width[4] * 16)
+        self.mapping = Mapping(settings.style_width, settings.mapping_layers)
+        self.first = StyledConv(width[4], width[4], style)
+        self.enlarge = nn.ModuleList(
+            StyledConv(width[side // 2], width[side], style, up=True) for side in self.sides[1:]
+        )
+        self.refine = nn.ModuleList(StyledConv(width[side], width[side], style) for side in self.sides[1:])
+        self.to_rgb = nn.ModuleList(ToRGB(width[side], style) for side in self.sides)
+
+    def forward(self, mask: Tensor, z: Tensor, keep: Tensor, noise: list[Tensor]) -> Tensor:
+        """mask: float [N, 3, r, r] in [-1, 1]; z, keep, noise as in `Style` → tissue, float [N, 3, r, r], about [-1, 1]."""
+        skips: dict[int, Tensor] = {}
+        x = activate(self.from_mask(mask))
+        for side, conv, halve in zip(self.sides[::-1], self.encode, [*self.halve, None], strict=True):
+            x = activate(conv(x))
+            skips[side] = x
+            if halve is not None:
+                x = activate(halve(x))
+
+        code = activate(self.to_code(x.flatten(1))) * keep
+        style = torch.cat([self.mapping(z), code.to(z.dtype)], 1)
+        x = activate(self.from_code(code)).view_as(x) + x
+        x = self.first(x, style, noise[0])
+        rgb = self.to_rgb[0](x, style)
+        for k, side in enumerate(self.sides[1:]):
+            skip = skips[side] if side <= self.settings.skip_resolution else None
+            x = self.enlarge[k](x, style, noise[2 * k + 1], skip)
+            x = self.refine[k](x, style, noise[2 * k + 2])
+            rgb = upsample(rgb) + self.to_rgb[k + 1](x, style)
+        return rgb.float()
+
+    def style(self, seed: int, stream: str, indices: list[int], training: bool) -> Style:
+        """Draw a style for each global image index; pure in (seed, stream, index), made on the CPU."""
+        sides = [4] + [side for side in self.sides[1:] for _ in range(2)]
+        settings = self.settings
+        z, keep, noise = [], [], []
+        for index in indices:
+            generator = draws(seed, stream, index)
+            z.append(generator.standard_normal(settings.style_width, dtype=np.float32))
+            dropped = generator.random(settings.code_width, dtype=np.float32) < settings.dropout
+            keep.append(np.where(dropped & training, 0, 1 / (1 - settings.dropout * training)).astype(np.float32))
+            noise.append(generator.standard_normal(sum(side * side for side in sides), dtype=np.float32))
+        planes = torch.from_numpy(np.stack(noise)).split([side * side for side in sides], 1)
+        return Style(
+            torch.from_numpy(np.stack(z)),
+            torch.from_numpy(np.stack(keep)),
+            [plane.reshape(len(indices), 1, side, side) for plane, side in zip(planes, sides, strict=True)],
+        )

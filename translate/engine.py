@@ -1,0 +1,244 @@
+"""One training step of translation: the networks, their optimisers and averages, and the order of the passes.
+
+Data flow of a step (UNITPathSSL, figure 2): x → G → ŷ → S → x_rec and nuclei;  y → S → x̂ → G → y_rec;  D_tissue judges
+ŷ against y, D_mask judges x̂ against x.
+"""
+
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from histo.errors import InputError
+from histo.running.checkpoints import Checkpoint, optimizer_tensors, restore_optimizer
+from histo.segmenters import Segmenter, SegmenterSettings
+from translate.comod import CoModGenerator, GeneratorSettings
+from translate.discriminators import DiscriminatorSettings, PatchDiscriminator, TissueDiscriminator
+from translate.losses import LossSettings, weighted_sum
+from translate.losses.adversarial import (
+    least_squares,
+    least_squares_generator,
+    logistic,
+    non_saturating,
+    r1_penalty,
+)
+from translate.losses.cycle import cycle
+from translate.losses.guidance import semantic
+from translate.replay import ReplayBuffer
+
+BETAS = (0.0, 0.99)
+
+
+@dataclass
+class TrainSettings:
+    """Length, batch and pace of the training; the clock is images seen over all processes."""
+
+    images: int = 600_000
+    """tissue tiles to show, over all processes"""
+    batch_size: int = 12
+    """tiles a step, over all processes"""
+    learning_rate: float = 4e-4
+    """of all four networks (Adam, betas 0 and 0.99)"""
+    ema_images: int = 10_000
+    """half-life of the averaged weights of G and S; images"""
+    precision: str = "bf16"
+    """bf16 or fp32"""
+    compile: bool = False
+    """compile G, S and D (R1 keeps using the eager D)"""
+    save_every: int = 10_000
+    """images between checkpoints"""
+    log_every: int = 500
+    """images between scalars"""
+    panel_every: int = 5_000
+    """images between picture panels and agreement checks"""
+
+    def __post_init__(self) -> None:
+        for name in ("images", "batch_size", "ema_images", "save_every", "log_every", "panel_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"train.{name} is {getattr(self, name)}, expected 1 or more.")
+        if not 0 < self.learning_rate < 1:
+            raise InputError(f"train.learning_rate is {self.learning_rate}, expected a number in (0, 1).")
+        if self.precision not in ("bf16", "fp32"):
+            raise InputError(f"train.precision is {self.precision!r}, expected bf16 or fp32.")
+
+
+@dataclass
+class Batch:
+    """Tiles of one step, on the device.
+
+    tissue: float [N, 3, r, r] in [-1, 1]; mask: float [N, 3, r, r] in [-1, 1]; foreground: bool [N, 1, r, r];
+    indices: global image index of each.
+    """
+
+    tissue: Tensor
+    mask: Tensor
+    foreground: Tensor
+    indices: list[int]
+
+
+class Translator:
+    """G, S, D_tissue and D_mask with everything that changes while they train."""
+
+    def __init__(
+        self,
+        generator: GeneratorSettings,
+        segmenter: SegmenterSettings,
+        discriminator: DiscriminatorSettings,
+        loss: LossSettings,
+        train: TrainSettings,
+        tile_size: int,
+        seed: int,
+        accelerator: Accelerator,
+    ) -> None:
+        self.loss, self.train, self.seed, self.accelerator = loss, train, seed, accelerator
+        torch.manual_seed(seed)  # initial weights only; every later draw is keyed by image index
+        self.networks: dict[str, nn.Module] = {
+            "generator": CoModGenerator(generator, tile_size),
+            "segmenter": Segmenter(segmenter),
+            "tissue_discriminator": TissueDiscriminator(discriminator, tile_size),
+            "mask_discriminator": PatchDiscriminator(discriminator, tile_size),
+        }
+        for network in self.networks.values():
+            network.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.averages = {name: deepcopy(self.networks[name]).eval() for name in ("generator", "segmenter")}
+        for average in self.averages.values():
+            average.requires_grad_(False)
+        self.generator, self.segmenter, self.tissue_judge, self.mask_judge = (
+            torch.compile(network) if train.compile else network for network in self.networks.values()
+        )
+        self.optimizers = {
+            "translators": self._adam("generator", "segmenter"),
+            "judges": self._adam("tissue_discriminator", "mask_discriminator"),
+        }
+        self.replay = ReplayBuffer(seed)
+        self.images = 0
+
+    def _adam(self, *names: str) -> torch.optim.Optimizer:
+        parameters = [p for name in names for p in self.networks[name].parameters()]
+        return torch.optim.Adam(parameters, lr=self.train.learning_rate, betas=BETAS, eps=1e-8)
+
+    def step(self, batch: Batch) -> dict[str, Tensor]:
+        """Train all four networks on one batch; returns the unweighted terms by name, detached.
+
+        Raises:
+            NonFiniteLoss: before any weight is touched by the bad term.
+        """
+        terms, fake_tissue, fake_mask = self._train_translators(batch)
+        terms |= self._train_judges(batch, fake_tissue, fake_mask)
+        self._average(len(batch.indices) * self.accelerator.num_processes)
+        return {name: term.detach() for name, term in terms.items()}
+
+    def _train_translators(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        self._judges_learn(False)
+        guided = self.loss.guidance_kind == "semantic"
+        render, render_again = (self.style(stream, batch.indices) for stream in ("style", "style of cycle"))
+        with self.accelerator.autocast():
+            fake_tissue = self.generator(batch.mask, *render)
+            seen = self.segmenter(fake_tissue, guided)
+            fake_mask = self.segmenter(batch.tissue, False).mask
+            tissue_again = self.generator(fake_mask, *render_again)
+            terms = {
+                "tissue_adversarial": non_saturating(self.tissue_judge(fake_tissue)),
+                "mask_adversarial": least_squares_generator(self.mask_judge(fake_mask)),
+                "cycle_mask": cycle(seen.mask, batch.mask),
+                "cycle_tissue": cycle(tissue_again, batch.tissue),
+            }
+            if guided:
+                terms["guidance"] = semantic(seen.foreground, batch.foreground)
+        weights = {name: getattr(self.loss, name) for name in terms}
+        self._descend("translators", weighted_sum(terms, weights))
+        return terms, fake_tissue.detach(), fake_mask.detach()
+
+    def _train_judges(self, batch: Batch, fake_tissue: Tensor, fake_mask: Tensor) -> dict[str, Tensor]:
+        self._judges_learn(True)
+        with self.accelerator.autocast():
+            terms = {
+                "tissue_judge": logistic(self.tissue_judge(batch.tissue), self.tissue_judge(fake_tissue)),
+                "mask_judge": least_squares(
+                    self.mask_judge(batch.mask), self.mask_judge(self.replay.swap(fake_mask, batch.indices))
+                ),
+            }
+        step = self.images // self.train.batch_size
+        if self.loss.r1 > 0 and step % self.loss.r1_every == 0:
+            terms["r1"] = r1_penalty(self.networks["tissue_discriminator"], batch.tissue)
+        weights = {"tissue_judge": 1.0, "mask_judge": 1.0, "r1": self.loss.r1 * self.loss.r1_every}
+        self._descend("judges", weighted_sum(terms, weights))
+        return terms
+
+    def style(self, stream: str, indices: list[int], training: bool = True) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Random inputs of the generator for global image indices, on the device."""
+        generator = self.networks["generator"]
+        style = generator.style(self.seed, stream, indices, training).to(self.accelerator.device)
+        return style.z, style.keep, style.noise
+
+    def _judges_learn(self, learn: bool) -> None:
+        for name in ("tissue_discriminator", "mask_discriminator"):
+            self.networks[name].requires_grad_(learn)
+
+    def _descend(self, name: str, loss: Tensor) -> None:
+        optimizer = self.optimizers[name]
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        average_gradients(optimizer)
+        optimizer.step()
+
+    def _average(self, images: int) -> None:
+        self.images += images
+        decay = 0.5 ** (images / min(self.train.ema_images, max(self.images, 1)))
+        for name, average in self.averages.items():
+            pairs = zip(average.parameters(), self.networks[name].parameters(), strict=True)
+            with torch.no_grad():
+                for mean, current in pairs:
+                    mean.lerp_(current, 1 - decay)
+                for kept, buffer in zip(average.buffers(), self.networks[name].buffers(), strict=True):
+                    kept.copy_(buffer)
+
+    def checkpoint(self, facts: dict[str, Any]) -> Checkpoint:
+        """Everything that a resumed run needs, on the CPU."""
+        tensors = {name: network.state_dict() for name, network in self.networks.items()}
+        tensors |= {f"{name}_average": average.state_dict() for name, average in self.averages.items()}
+        tensors |= {f"optimizer_{name}": optimizer_tensors(o) for name, o in self.optimizers.items()}
+        tensors["replay"] = self.replay.tensors()
+        return Checkpoint(tensors, {**facts, "images": self.images})
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint of a translator with the same settings.
+
+        Raises:
+            InputError: the checkpoint's networks have another shape.
+        """
+        groups = {**self.networks, **{f"{name}_average": average for name, average in self.averages.items()}}
+        for name, network in groups.items():
+            try:
+                network.load_state_dict(checkpoint.tensors.get(name, {}))
+            except RuntimeError as error:
+                first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+                raise InputError(
+                    f"The checkpoint's {name} is of another architecture ({first}); "
+                    "use the settings it was trained with, or start a new run."
+                ) from error
+        for name, optimizer in self.optimizers.items():
+            restore_optimizer(optimizer, checkpoint.tensors[f"optimizer_{name}"])
+        self.replay.restore(checkpoint.tensors["replay"], self.accelerator.device)
+        self.images = checkpoint.facts["images"]
+
+
+def average_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """Average gradients over all processes, as one flat tensor; nothing to do alone.
+
+    Used in place of DistributedDataParallel, which does not allow a network to run several times per backward pass,
+    nor R1 through the network beneath it.
+    """
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    torch.distributed.all_reduce(flat)
+    flat /= torch.distributed.get_world_size()
+    for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad = part.view_as(parameter)
