@@ -30,8 +30,10 @@ def main() -> None:
     tiles = [tissue[index] for index in range(len(tissue))]
     rows = []
     for label in LABELS:
-        by_patient = {tile.patient: tile for tile in reversed(tiles) if tile.label == label}
-        chosen = [by_patient[patient] for patient in sorted(by_patient)[:COLUMNS]]
+        chosen = [
+            next(tile for tile in tiles if tile.label == label and tile.patient == patient.name)
+            for patient in tissue.patients[:COLUMNS]
+        ]
         rows.append(np.concatenate([tile.image.transpose(1, 2, 0) for tile in chosen], axis=1))
     mixed = [tile for tile in tiles if tile.types is not None and EPITHELIAL in tile.types][: COLUMNS - 2]
     plain = [next(tile for tile in tiles[5:] if tile.label == label) for label in ("stroma", "lymphoid")]

@@ -15,7 +15,7 @@ from histo.errors import InputError
 from histo.phantom import EPITHELIAL, LABELS, STROMAL, PhantomTissue, draw_patient
 from histo.phantom.drawing import Canvas, draw_nuclei
 from histo.phantom.noise import SmoothField
-from histo.phantom.nuclei import NUCLEUS
+from histo.phantom.nuclei import NUCLEUS, settle
 from histo.randomness import draws
 
 
@@ -111,6 +111,10 @@ def test_any_size(size):
 
 def test_no_tile_of_32_micrometres_is_empty():
     assert min(tile.instances.max() for tile in PhantomTissue(5, size=64, count=160)) >= 1
+
+
+def test_nuclei_may_settle_to_none():
+    assert len(settle(np.zeros(0, NUCLEUS), (10.0, 10.0))) == 0
 
 
 def test_another_magnification_shows_the_same_field():

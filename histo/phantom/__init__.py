@@ -28,7 +28,7 @@ class PhantomTissue:
 
     Each tile has the instance map with contiguous ids, nuclei cropped by the border included, and `types`: 1 for
     nuclei of stroma, vessels and lymphocytes, 2 for those of epithelium and tumour. There is at least one nucleus in
-    any tile of 32 µm or more.
+    any tile of 32 µm or more a side at 0.5 µm/px or finer.
 
     Args:
         seed: any integer.

@@ -59,7 +59,7 @@ def draw_scene(generator: np.random.Generator, label: str, patient: Patient, ext
     """Draw the tissue of one tile.
 
     Args:
-        generator: consumed in an order that depends on `label` and `extent` alone.
+        generator: the tile's own; nothing drawn here depends on pixels.
         label: one of LABELS.
         patient: whose morphology offsets apply.
         extent: height and width of the field, µm.
@@ -82,7 +82,7 @@ def draw_scene(generator: np.random.Generator, label: str, patient: Patient, ext
         groups += [_line_wall(generator, ring, patient) for ring in rings]
         groups += [_outside(scatter(0.10, FIBROBLAST), rings), _outside(scatter(0.05, LYMPHOCYTE, 0.5), rings)]
     elif label == "stroma":
-        rings = draw_vessels(generator, extent)
+        rings = draw_vessels(generator, extent, anchor)
         groups += [_line_wall(generator, ring, patient) for ring in rings]
         groups += [_outside(scatter(0.085, FIBROBLAST), rings), _outside(scatter(0.035, STROMAL_OVAL), rings)]
         groups += [_outside(scatter(0.025, LYMPHOCYTE, 0.8), rings)]
@@ -103,7 +103,7 @@ def draw_scene(generator: np.random.Generator, label: str, patient: Patient, ext
         rings=tuple(rings),
         nests=nests,
         fibres=fibres,
-        erythrocytes=_draw_erythrocytes(generator, extent, rings, label),
+        erythrocytes=_draw_erythrocytes(generator, extent, rings),
         debris=_draw_debris(generator, extent),
     )
 
@@ -162,7 +162,7 @@ def _outside(nuclei: Nuclei, rings: list[Ring]) -> Nuclei:
 
 
 def _draw_erythrocytes(
-    generator: np.random.Generator, extent: tuple[float, float], rings: list[Ring], label: str
+    generator: np.random.Generator, extent: tuple[float, float], rings: list[Ring]
 ) -> NDArray[np.float64]:
     """Red blood cells: inside vessels, and now and then a few that escaped into the tissue."""
     groups = [np.zeros((0, 2))]

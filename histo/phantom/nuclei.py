@@ -133,7 +133,7 @@ def settle(nuclei: Nuclei, extent: tuple[float, float]) -> Nuclei:
     )
     nuclei = nuclei[inside]
     centres = np.stack([nuclei["y"], nuclei["x"]], axis=1)
-    pairs = cKDTree(centres).query_pairs(2 * nuclei["major"].max(), output_type="ndarray")
+    pairs = cKDTree(centres).query_pairs(2 * nuclei["major"].max(initial=0), output_type="ndarray")
     axis = np.stack([np.sin(nuclei["angle"]), np.cos(nuclei["angle"])], axis=1)
     along = np.linspace(-1, 1, 5)[:, None] * (nuclei["major"] - nuclei["minor"])[:, None, None]
     circles = centres[:, None] + along * axis[:, None]

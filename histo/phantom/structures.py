@@ -97,14 +97,15 @@ def _draw_goblets(generator: np.random.Generator, gland: Ring, centre: Points) -
     return np.stack([centre[0] + distance * np.sin(theta), centre[1] + distance * np.cos(theta), size], axis=1)
 
 
-def draw_vessels(generator: np.random.Generator, extent: tuple[float, float]) -> list[Ring]:
-    """Small vessels, about one in three 64 µm fields, wherever they do not meet."""
+def draw_vessels(generator: np.random.Generator, extent: tuple[float, float], anchor: Points) -> list[Ring]:
+    """Small vessels, about one in three 64 µm fields, wherever they neither meet nor cover `anchor`."""
     vessels: list[Ring] = []
     for _ in range(generator.poisson(0.35 * np.prod(extent) / 64**2)):
         y, x = generator.uniform(0, extent)
         waves = generator.normal(0, 1, 4) + 1j * generator.normal(0, 1, 4)
         harmonics = waves * np.array([0, 0.2, 0.06, 0.02])
         vessel = Ring(y, x, generator.uniform(4, 8), 2.2, harmonics, "vessel", np.zeros((0, 3)))
-        if all(np.hypot(y - v.y, x - v.x) > vessel.reach + v.reach for v in vessels):
+        clear = np.hypot(y - anchor[0], x - anchor[1]) > vessel.reach + 4
+        if clear and all(np.hypot(y - v.y, x - v.x) > vessel.reach + v.reach for v in vessels):
             vessels.append(vessel)
     return vessels
