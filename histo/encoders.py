@@ -9,11 +9,12 @@ import os
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from timm.models import FeatureInfo
 from torch import Tensor, nn
 
 from histo.errors import InputError
@@ -77,7 +78,7 @@ def build_pyramid(wanted: Architecture) -> tuple[nn.Module, list[int]]:
         raise InputError(f"timm has no model named {wanted.name!r}{hint}")
     try:
         network = timm.create_model(wanted.name, pretrained=False, features_only=True, **wanted.arguments)
-        strides = network.feature_info.reduction()
+        strides = _feature_info(network).reduction()
         kept = [strides.index(stride) for stride in STRIDES]
         network = timm.create_model(
             wanted.name, pretrained=False, features_only=True, out_indices=kept, **wanted.arguments
@@ -91,7 +92,11 @@ def build_pyramid(wanted: Architecture) -> tuple[nn.Module, list[int]]:
             f"{wanted.name!r} gives no features of strides 4, 8, 16 and 32; choose a convolutional pyramid such as "
             "resnet50_gn, convnext_tiny or regnety_032."
         ) from error
-    return network, network.feature_info.channels()
+    return network, _feature_info(network).channels()
+
+
+def _feature_info(network: nn.Module) -> FeatureInfo:
+    return cast(FeatureInfo, network.feature_info)
 
 
 def encoder_state(pyramid: nn.Module) -> dict[str, Tensor]:
@@ -138,7 +143,8 @@ def load(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     """
     tensors, card = read_card(Path(path), "encoder")
     if card["library"] == "smp":
-        model = build_pyramid(Architecture("smp", card["architecture"], {}))[0].encoder
+        pyramid, _ = build_pyramid(Architecture("smp", card["architecture"], {}))
+        model = cast(nn.Module, pyramid.encoder)
     else:
         model = timm.create_model(card["architecture"], pretrained=False, num_classes=0, **card["arguments"])
     result = model.load_state_dict(tensors, strict=False)

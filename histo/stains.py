@@ -24,7 +24,10 @@ _TISSUE_DENSITIES = (0.15, 0.10)  # the second is tried where the first leaves t
 _TISSUE_SHARE = 0.05  # of all pixels; fewer say more about dirt and noise than about the stains
 _ANGLE_PERCENTILES = (0.01, 0.99)
 _SMALLEST_ANGLE = 0.10  # radians between the two stains; closer ones (a single colour) make the inverse explode
-_MOST_NEGATIVE = -0.05  # a stain absorbs: a clearly negative entry is pen, ink or noise
+_MOST_NEGATIVE = -0.05  # a stain absorbs; a clearly negative entry is noise
+_LEAST_GREEN = (
+    0.45  # share of green in a unit row; haematoxylin has about 0.7, eosin 0.9, green and blue pen 0.2 to 0.4
+)
 
 
 class StainEstimate(NamedTuple):
@@ -77,19 +80,19 @@ def concentrations(images: Tensor, matrix: Tensor | None = None) -> Tensor:
     """
     density = optical_density(images)
     matrix = fixed_matrix(images.device) if matrix is None else matrix
-    return torch.einsum("nchw,...cs->nshw" if matrix.ndim == 2 else "nchw,ncs->nshw", density, matrix.inverse())
+    return torch.einsum("nchw,ncs->nshw", density, matrix.inverse().expand(len(images), 3, 3))
 
 
 def recompose(stains: Tensor, matrix: Tensor | None = None) -> Tensor:
     """Inverse of `concentrations`: float [N, 3, H, W] stain concentrations to uint8 [N, 3, H, W] RGB."""
     matrix = fixed_matrix(stains.device) if matrix is None else matrix
-    return from_optical_density(torch.einsum("nshw,...sc->nchw" if matrix.ndim == 2 else "nshw,nsc->nchw", stains, matrix))
+    return from_optical_density(torch.einsum("nshw,nsc->nchw", stains, matrix.expand(len(stains), 3, 3)))
 
 
 def macenko(images: Tensor) -> StainEstimate:
     """Stain matrix of each image by the method of Macenko et al., ISBI 2009.
 
-    Tissue pixels (optical density of all channels at least 0.15, else 0.10) span a plane, that of the two leading
+    Tissue pixels (optical density at least 0.15, else 0.10, in the mean of the channels) span a plane, that of the two leading
     eigenvectors of their covariance; the 1st and 99th percentile of their angles in this plane are the two stains. The
     one that absorbs more red is haematoxylin. The third row is perpendicular to both.
 
@@ -113,15 +116,15 @@ def macenko(images: Tensor) -> StainEstimate:
     pair = pair.gather(1, order[:, :, None].expand(-1, -1, 3))
     residual = torch.nn.functional.normalize(torch.linalg.cross(pair[:, 0], pair[:, 1], dim=-1), dim=-1)
     matrices = torch.cat([pair, residual[:, None]], dim=1)
-    plausible = (high - low > _SMALLEST_ANGLE) & (pair > _MOST_NEGATIVE).all(dim=2).all(dim=1)
-    ok = enough & plausible & matrices.isfinite().all(dim=2).all(dim=1)
+    apart = high - low > _SMALLEST_ANGLE
+    stain_like = ((pair > _MOST_NEGATIVE).all(dim=2) & (pair[:, :, 1] > _LEAST_GREEN)).all(dim=1)
+    ok = enough & apart & stain_like & matrices.isfinite().all(dim=2).all(dim=1)
     return StainEstimate(torch.where(ok[:, None, None], matrices, fixed_matrix(images.device)), ok)
 
 
 def _tissue(density: Tensor) -> tuple[Tensor, Tensor]:
     """Tissue of densities [N, 3, P]: bool [N, P], and bool [N] whether it is enough."""
-    weakest = density.amin(dim=1)
-    strict, loose = (weakest >= threshold for threshold in _TISSUE_DENSITIES)
+    strict, loose = (density.mean(dim=1) >= threshold for threshold in _TISSUE_DENSITIES)
     tissue = torch.where((strict.float().mean(dim=1) >= _TISSUE_SHARE)[:, None], strict, loose)
     return tissue, tissue.float().mean(dim=1) >= _TISSUE_SHARE
 

@@ -28,7 +28,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -127,6 +127,18 @@ class _TileCache:
         while self._bytes > self._limit:
             _, oldest = self._tiles.popitem(last=False)
             self._bytes -= _bytes(oldest)
+
+
+class Tiles(Protocol):
+    """What every set of tiles offers: a folder's, a phantom's, or a source of masks alone."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Tile: ...
+
+    def describe(self) -> str:
+        """One line for people."""
+        ...
 
 
 class TileSet:

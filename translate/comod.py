@@ -98,7 +98,7 @@ class CoModGenerator(nn.Module):
         self.to_rgb = nn.ModuleList(ToRGB(width[side], style) for side in self.sides)
 
     def forward(self, mask: Tensor, z: Tensor, keep: Tensor, noise: list[Tensor]) -> Tensor:
-        """mask: float [N, 3, r, r] in [-1, 1]; z, keep, noise as in `Style` → tissue, float [N, 3, r, r], about [-1, 1]."""
+        """mask: float [N, 3, r, r] in [-1, 1]; others as in `Style` → float [N, 3, r, r] in about [-1, 1]."""
         skips: dict[int, Tensor] = {}
         x = activate(self.from_mask(mask))
         for side, conv, halve in zip(self.sides[::-1], self.encode, [*self.halve, None], strict=True):

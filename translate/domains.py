@@ -5,7 +5,7 @@ the same in every process, worker and life of a run, which is what makes resumin
 """
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -24,7 +24,7 @@ from histo.errors import InputError
 from histo.masks import read_instances, write_instances
 from histo.phantom import PhantomTissue
 from histo.randomness import draws
-from histo.tiles import Tile, TileSet, open_tiles
+from histo.tiles import Tile, Tiles, TileSet, open_tiles
 
 PHANTOM_TILES = 4000
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".npy")
@@ -68,10 +68,10 @@ class DataSettings:
 
 
 @dataclass
-class MaskSet(Sequence[Tile]):
+class MaskSet:
     """Instance maps as tiles without tissue: the maps of `tiles` at `chosen`, or the `files`."""
 
-    tiles: Sequence[Tile] = ()
+    tiles: Tiles | None = None
     chosen: list[int] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
     cache: dict[int, NDArray[np.uint16]] = field(default_factory=dict)
@@ -79,8 +79,11 @@ class MaskSet(Sequence[Tile]):
     def __len__(self) -> int:
         return len(self.files) or len(self.chosen)
 
-    def __getitem__(self, index: Any) -> Tile:
-        if not self.files:
+    def describe(self) -> str:
+        return f"{len(self)} instance maps"
+
+    def __getitem__(self, index: int, /) -> Tile:
+        if self.tiles is not None:
             return self.tiles[self.chosen[index]]
         if index not in self.cache:
             self.cache[index] = read_instances(self.files[index]).astype(np.uint16)
@@ -99,19 +102,20 @@ class Domains:
     origin: one sentence on where the masks come from.
     """
 
-    tissue: Sequence[Tile]
+    tissue: Tiles
     shown: list[int]
-    masks: Sequence[Tile]
-    holdout: Sequence[Tile]
+    masks: Tiles
+    holdout: Tiles
     origin: str
     facts: dict[str, str]
 
 
-def open_domains(settings: DataSettings, seed: int, folder: Path, progress: bool) -> Domains:
+def open_domains(settings: DataSettings, seed: int, folder: Path | None, progress: bool) -> Domains:
     """Open tissue, masks and held-out tiles as the settings name them.
 
     Args:
-        folder: where pseudo-masks are kept; they are made once, and found again by a resumed run.
+        folder: where pseudo-masks are kept; they are made once, and found again by a resumed run. None: none are made,
+            as for a dry run.
         progress: show a bar while pseudo-masks are made.
 
     Raises:
@@ -127,7 +131,7 @@ def open_domains(settings: DataSettings, seed: int, folder: Path, progress: bool
             raise InputError(
                 "Watershed pseudo-masks need at least two tissue tiles: one to show, one to read masks from."
             )
-        masks: Sequence[Tile] = MaskSet(files=_watershed_masks(tissue, donors, folder, progress))
+        masks: Tiles = MaskSet(files=_watershed_masks(tissue, donors, folder, progress))
         origin = (
             f"watershed pseudo-masks of {len(donors)} tissue tiles that are never shown; "
             f"the other {len(shown)} are shown and give no masks, so no pair exists"
@@ -138,12 +142,13 @@ def open_domains(settings: DataSettings, seed: int, folder: Path, progress: bool
         origin = "exact masks of phantom tissue of another seed"
     else:
         masks, origin = _open_masks(Path(settings.masks))
-    _refuse_empty(masks, settings.masks)
-    facts = {"tissue": _describe(tissue), "held out": _describe(holdout) if holdout else "none", "masks": origin}
+    if folder is not None:
+        _refuse_empty(masks, settings.masks)
+    facts = {"tissue": tissue.describe(), "held out": holdout.describe() if len(holdout) else "none", "masks": origin}
     return Domains(tissue, shown, masks, holdout, origin, facts)
 
 
-def _open_tissue(settings: DataSettings, seed: int) -> tuple[Sequence[Tile], Sequence[Tile]]:
+def _open_tissue(settings: DataSettings, seed: int) -> tuple[Tiles, Tiles]:
     if settings.tissue == "phantom":
         size, mpp = 2 * settings.tile_size, settings.mpp or 0.5
         return (
@@ -158,10 +163,13 @@ def _open_tissue(settings: DataSettings, seed: int) -> tuple[Sequence[Tile], Seq
         raise InputError(
             f"No tissue tile is of --data.split {settings.split!r}; {settings.tissue} has {', '.join(splits)}."
         )
-    return tuple(TileSet(entries, bad=everything.bad, cache_mb=settings.cache_mb) for entries in (learned, apart))  # type: ignore[return-value]
+    return (
+        TileSet(learned, bad=everything.bad, cache_mb=settings.cache_mb),
+        TileSet(apart, cache_mb=settings.cache_mb),
+    )
 
 
-def _open_masks(path: Path) -> tuple[Sequence[Tile], str]:
+def _open_masks(path: Path) -> tuple[Tiles, str]:
     if path.is_dir() and (path / "tiles.csv").is_file():
         tiles = open_tiles(path)
         files = [entry.mask for entry in tiles.entries if entry.mask is not None]
@@ -176,9 +184,11 @@ def _open_masks(path: Path) -> tuple[Sequence[Tile], str]:
     return MaskSet(files=files), f"{len(files)} instance maps of {path}"
 
 
-def _watershed_masks(tissue: Sequence[Tile], donors: list[int], folder: Path, progress: bool) -> list[Path]:
+def _watershed_masks(tissue: Tiles, donors: list[int], folder: Path | None, progress: bool) -> list[Path]:
     if isinstance(tissue, TileSet):
         tissue.require_mpp("watershed pseudo-masks")
+    if folder is None:
+        return []
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{donor:06d}.png" for donor in donors]
     missing = [(donor, file) for donor, file in zip(donors, files, strict=True) if not file.exists()]
@@ -188,16 +198,12 @@ def _watershed_masks(tissue: Sequence[Tile], donors: list[int], folder: Path, pr
     return files
 
 
-def _refuse_empty(masks: Sequence[Tile], named: str) -> None:
+def _refuse_empty(masks: Tiles, named: str) -> None:
     for index in range(len(masks)):
         instances = masks[index].instances
         if instances is not None and instances.any():
             return
     raise InputError(f"None of the {len(masks)} masks of {named!r} holds a nucleus; check the masks or the µm/px.")
-
-
-def _describe(tiles: Sequence[Tile]) -> str:
-    return tiles.describe() if isinstance(tiles, (TileSet, PhantomTissue)) else f"{len(tiles)} tiles"
 
 
 class UnpairedCrops(Dataset):

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from histo.errors import InputError
 from histo.running.checkpoints import Checkpoint, optimizer_tensors, restore_optimizer
-from histo.segmenters import Segmenter, SegmenterSettings
-from translate.comod import CoModGenerator, GeneratorSettings
-from translate.discriminators import DiscriminatorSettings, PatchDiscriminator, TissueDiscriminator
-from translate.losses import LossSettings, weighted_sum
+from histo.segmenters import Segmenter
+from translate.comod import CoModGenerator
+from translate.discriminators import PatchDiscriminator, TissueDiscriminator
+from translate.losses import weighted_sum
 from translate.losses.adversarial import (
     least_squares,
     least_squares_generator,
@@ -28,42 +28,10 @@ from translate.losses.adversarial import (
 )
 from translate.losses.cycle import cycle
 from translate.losses.guidance import semantic
+from translate.recipe import Recipe
 from translate.replay import ReplayBuffer
 
 BETAS = (0.0, 0.99)
-
-
-@dataclass
-class TrainSettings:
-    """Length, batch and pace of the training; the clock is images seen over all processes."""
-
-    images: int = 600_000
-    """tissue tiles to show, over all processes"""
-    batch_size: int = 12
-    """tiles a step, over all processes"""
-    learning_rate: float = 4e-4
-    """of all four networks (Adam, betas 0 and 0.99)"""
-    ema_images: int = 10_000
-    """half-life of the averaged weights of G and S; images"""
-    precision: str = "bf16"
-    """bf16 or fp32"""
-    compile: bool = False
-    """compile G, S and D (R1 keeps using the eager D)"""
-    save_every: int = 10_000
-    """images between checkpoints"""
-    log_every: int = 500
-    """images between scalars"""
-    panel_every: int = 5_000
-    """images between picture panels and agreement checks"""
-
-    def __post_init__(self) -> None:
-        for name in ("images", "batch_size", "ema_images", "save_every", "log_every", "panel_every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"train.{name} is {getattr(self, name)}, expected 1 or more.")
-        if not 0 < self.learning_rate < 1:
-            raise InputError(f"train.learning_rate is {self.learning_rate}, expected a number in (0, 1).")
-        if self.precision not in ("bf16", "fp32"):
-            raise InputError(f"train.precision is {self.precision!r}, expected bf16 or fp32.")
 
 
 @dataclass
@@ -83,38 +51,34 @@ class Batch:
 class Translator:
     """G, S, D_tissue and D_mask with everything that changes while they train."""
 
-    def __init__(
-        self,
-        generator: GeneratorSettings,
-        segmenter: SegmenterSettings,
-        discriminator: DiscriminatorSettings,
-        loss: LossSettings,
-        train: TrainSettings,
-        tile_size: int,
-        seed: int,
-        accelerator: Accelerator,
-    ) -> None:
-        self.loss, self.train, self.seed, self.accelerator = loss, train, seed, accelerator
-        torch.manual_seed(seed)  # initial weights only; every later draw is keyed by image index
+    def __init__(self, recipe: Recipe, accelerator: Accelerator) -> None:
+        self.loss, self.train, self.seed, self.accelerator = recipe.loss, recipe.train, recipe.seed, accelerator
+        self.tile_size = recipe.data.tile_size
+        torch.manual_seed(self.seed)  # initial weights only; every later draw is keyed by image index
         self.networks: dict[str, nn.Module] = {
-            "generator": CoModGenerator(generator, tile_size),
-            "segmenter": Segmenter(segmenter),
-            "tissue_discriminator": TissueDiscriminator(discriminator, tile_size),
-            "mask_discriminator": PatchDiscriminator(discriminator, tile_size),
+            "generator": CoModGenerator(recipe.generator, self.tile_size),
+            "segmenter": Segmenter(recipe.segmenter),
+            "tissue_discriminator": TissueDiscriminator(recipe.discriminator, self.tile_size),
+            "mask_discriminator": PatchDiscriminator(recipe.discriminator, self.tile_size),
         }
         for network in self.networks.values():
             network.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.averages = {name: deepcopy(self.networks[name]).eval() for name in ("generator", "segmenter")}
+        self.generator_average: CoModGenerator = deepcopy(self.networks["generator"])  # type: ignore[assignment]
+        self.segmenter_average: Segmenter = deepcopy(self.networks["segmenter"])  # type: ignore[assignment]
+        self.averages: dict[str, nn.Module] = {
+            "generator": self.generator_average,
+            "segmenter": self.segmenter_average,
+        }
         for average in self.averages.values():
-            average.requires_grad_(False)
+            average.requires_grad_(False).eval()
         self.generator, self.segmenter, self.tissue_judge, self.mask_judge = (
-            torch.compile(network) if train.compile else network for network in self.networks.values()
+            torch.compile(network) if self.train.compile else network for network in self.networks.values()
         )
         self.optimizers = {
             "translators": self._adam("generator", "segmenter"),
             "judges": self._adam("tissue_discriminator", "mask_discriminator"),
         }
-        self.replay = ReplayBuffer(seed)
+        self.replay = ReplayBuffer(self.seed)
         self.images = 0
 
     def _adam(self, *names: str) -> torch.optim.Optimizer:
@@ -125,7 +89,7 @@ class Translator:
         """Train all four networks on one batch; returns the unweighted terms by name, detached.
 
         Raises:
-            NonFiniteLoss: before any weight is touched by the bad term.
+            NonFiniteLoss: before the bad term moves a weight.
         """
         terms, fake_tissue, fake_mask = self._train_translators(batch)
         terms |= self._train_judges(batch, fake_tissue, fake_mask)
@@ -171,8 +135,7 @@ class Translator:
 
     def style(self, stream: str, indices: list[int], training: bool = True) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Random inputs of the generator for global image indices, on the device."""
-        generator = self.networks["generator"]
-        style = generator.style(self.seed, stream, indices, training).to(self.accelerator.device)
+        style = self.generator_average.style(self.seed, stream, indices, training).to(self.accelerator.device)
         return style.z, style.keep, style.noise
 
     def _judges_learn(self, learn: bool) -> None:

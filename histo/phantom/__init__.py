@@ -104,3 +104,10 @@ class PhantomTissue:
             instances=instances,
             types=types,
         )
+
+    def describe(self) -> str:
+        """One line for people: tiles, patients, µm/px and classes."""
+        return (
+            f"{len(self)} phantom tiles of {self.shape[0]} x {self.shape[1]} px · {len(self._turn)} patients · "
+            f"{self.mpp:g} µm/px · {', '.join(LABELS)} · drawn from seed {self.seed}"
+        )

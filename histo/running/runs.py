@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import yaml
 
@@ -83,26 +84,29 @@ class RunFolder:
             ) from error
         checkpoints.sweep(self.checkpoints)
 
-    def refuse_other_settings(self, wanted: dict, groups: tuple[str, ...]) -> None:
-        """Compare the settings that shape a run's networks and data with those the folder was made with.
+    def refuse_other_settings(self, wanted: dict[str, Any], fixed: tuple[str, ...]) -> None:
+        """Compare the settings named in `fixed` ("group" or "group.key") with those the folder was made with.
 
         Raises:
             InputError: naming the first setting that differs, with both values.
         """
         if not self.config.exists():
             return
-        past = yaml.safe_load(self.config.read_text(encoding="utf-8")) or {}
-        for group in groups:
-            old, new = past.get(group), wanted.get(group)
-            if not isinstance(old, dict) or not isinstance(new, dict):
-                old, new = {"": old}, {"": new}
-            for key in new:
-                if key in old and old[key] != new[key]:
-                    name = f"{group}.{key}".rstrip(".")
-                    raise InputError(
-                        f"--{name} is {new[key]!r}, but {self.path} was trained with {old[key]!r}: "
-                        "put it back to continue, or name another --run.dir."
-                    )
+        past = _flat(yaml.safe_load(self.config.read_text(encoding="utf-8")) or {})
+        for name, value in _flat(wanted).items():
+            matters = name in fixed or name.partition(".")[0] in fixed
+            if matters and name in past and past[name] != value:
+                raise InputError(
+                    f"--{name} is {value!r}, but {self.path} was trained with {past[name]!r}: "
+                    "put it back to continue, or name another --run.dir."
+                )
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 class StopRequest:

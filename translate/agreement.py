@@ -1,0 +1,138 @@
+"""Does translation keep the content? Agreement of what was drawn with what is found again, on fixed inputs.
+
+Unpaired translation can swap nuclei and background, or hide the mask in faint noise that only S can read. So the
+nuclei of a mask x are compared with those that S finds in G(x), and with those that a watershed without weights finds
+in G(x); and where labels exist, S is compared with them on tiles never trained on.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from histo.watershed import segment as segment_by_watershed
+from numpy.typing import NDArray
+from torch import Tensor
+
+from histo.codec import encode
+from histo.crops import crop
+from histo.metrics import compare, mean_scores
+from histo.randomness import draws
+from histo.segmenters import instances_of
+from histo.segmenters import segment as segment_by_network
+from histo.tiles import Tile
+from translate.domains import DataSettings, Domains, nucleated_crop
+from translate.engine import Translator
+
+MASKS = 16
+HELD_OUT = 24
+
+
+@dataclass
+class Probe:
+    """The fixed inputs of panels and checks.
+
+    nuclei: instance maps int32 [r, r]; masks: float [K, 3, r, r] in [-1, 1], drawn from them.
+    tissue: float [K, 3, r, r] in [-1, 1], crops of tiles never trained on where there are any.
+    held_out: crops of labelled tiles never trained on, twice the tile size.
+    mpp: µm/px of generated tissue, None where unknown.
+    """
+
+    nuclei: list[NDArray[np.int32]]
+    masks: Tensor
+    tissue: Tensor
+    held_out: list[Tile]
+    mpp: float | None
+
+    @classmethod
+    def draw(cls, domains: Domains, settings: DataSettings, seed: int) -> "Probe":
+        """Choose inputs that stay the same for the whole run and all of its lives."""
+        masks = [
+            nucleated_crop(domains.masks[k], settings, draws(seed, "probe mask", k))
+            for k in _spread(len(domains.masks), MASKS)
+        ]
+        drawn = [encode(_nuclei(tile), tile.types, draws(seed, "probe fill", k)) for k, tile in enumerate(masks)]
+        if len(domains.holdout):
+            source = [domains.holdout[k] for k in _spread(len(domains.holdout), MASKS)]
+        else:
+            source = [domains.tissue[domains.shown[k]] for k in _spread(len(domains.shown), MASKS)]
+        tissue = [
+            crop(tile, settings.tile_size, draws(seed, "probe tissue", k), turn=False) for k, tile in enumerate(source)
+        ]
+        held_out = [
+            crop(domains.holdout[k], 2 * settings.tile_size, draws(seed, "probe held out", k), turn=False)
+            for k in _spread(len(domains.holdout), HELD_OUT)
+        ]
+        return cls(
+            [_nuclei(tile) for tile in masks],
+            to_unit(np.stack(drawn)),
+            to_unit(np.stack([tile.image for tile in tissue])),
+            [tile for tile in held_out if tile.instances is not None],
+            tissue[0].mpp,
+        )
+
+
+@torch.no_grad()
+def measure(probe: Probe, translator: Translator) -> dict[str, float]:
+    """Agreement of content by the averaged networks, as scalars for the log.
+
+    `content/segmenter_*`: nuclei of x against S(G(x)); `content/watershed_*`: against the watershed on G(x), where the
+    µm/px is known; `holdout/*`: S against labels. Each as Dice, AJI and PQ in [0, 1].
+    """
+    generator, segmenter = translator.generator_average, translator.segmenter_average
+    device = translator.accelerator.device
+    with translator.accelerator.autocast():
+        style = translator.style("probe style", list(range(len(probe.masks))), training=False)
+        tissue = generator(probe.masks.to(device), *style)
+        reading = segmenter(tissue)
+    found = [instances_of(reading, k) for k in range(len(tissue))]
+    values = _mean("content/segmenter", probe.nuclei, found)
+    if probe.mpp is not None:
+        found = [segment_by_watershed(image, probe.mpp) for image in to_bytes(tissue)]
+        values |= _mean("content/watershed", probe.nuclei, found)
+    if probe.held_out:
+        values |= score_held_out(probe.held_out, translator, "holdout")
+    return values
+
+
+@torch.no_grad()
+def score_held_out(tiles: list[Tile], translator: Translator, name: str) -> dict[str, float]:
+    """Dice, AJI and PQ of the averaged S against the labels of whole tiles, mean over tiles."""
+    segmenter = translator.segmenter_average
+    with translator.accelerator.autocast():
+        found = [segment_by_network(segmenter, tile.image, translator.tile_size) for tile in tiles]
+    return _mean(name, [_nuclei(tile) for tile in tiles], found)
+
+
+def score_teacher(tiles: list[Tile], name: str) -> dict[str, float]:
+    """The same for the watershed, S's teacher, on tiles of known µm/px."""
+    found = [segment_by_watershed(tile.image, tile.mpp) for tile in tiles if tile.mpp is not None]
+    return _mean(name, [_nuclei(tile) for tile in tiles if tile.mpp is not None], found)
+
+
+def to_unit(images: NDArray[np.uint8]) -> Tensor:
+    """uint8 [N, 3, H, W] → float in [-1, 1]."""
+    return torch.from_numpy(images).float() / 127.5 - 1
+
+
+def to_bytes(images: Tensor) -> NDArray[np.uint8]:
+    """float [N, 3, H, W] in about [-1, 1] → uint8, clipped."""
+    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+
+
+def _nuclei(tile: Tile) -> NDArray[np.int32]:
+    if tile.instances is None:
+        raise ValueError(f"{tile.key} has no instance map")
+    return tile.instances
+
+
+def _mean(name: str, truths: list[NDArray[np.int32]], found: list[NDArray[np.int32]]) -> dict[str, float]:
+    if not truths:
+        return {}
+    scores = mean_scores([compare(truth, prediction) for truth, prediction in zip(truths, found, strict=True)])
+    return {f"{name}_{metric}": round(scores[metric], 4) for metric in ("dice", "aji", "pq")}
+
+
+def _spread(available: int, wanted: int) -> list[int]:
+    """Up to `wanted` positions, evenly spread."""
+    count = min(available, wanted)
+    return [k * available // count for k in range(count)]

@@ -1,0 +1,252 @@
+"""Learn mask ⇄ tissue from unpaired tiles.
+
+    accelerate launch -q translate/train.py --config configs/translate/tiny.yaml --data.tissue PATH --run.dir RUN
+
+Without arguments it trains the tiny preset on phantom tissue into a new folder under runs/. Look at the run with
+`tensorboard --logdir runs`, or at RUN/report.html when it is done.
+"""
+
+import os
+import resource
+import sys
+import time
+from collections import defaultdict
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+# Threads that wait by spinning slow a busy machine down tenfold and more; must be set before torch starts its pool.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+try:
+    import torch
+    from accelerate import Accelerator
+    from tqdm import tqdm
+
+    from histo.errors import InputError
+    from histo.running import checkpoints
+    from histo.running.runs import RunFolder, StopRequest
+    from histo.running.settings import as_yaml, read_settings, run_script
+    from histo.running.tracking import Tracker
+    from translate.agreement import Probe, measure
+    from translate.domains import Domains, ImageClock, UnpairedCrops, loader, open_domains
+    from translate.engine import Batch, Translator
+    from translate.export import export
+    from translate.losses import NonFiniteLoss
+    from translate.panels import draw_panels
+    from translate.recipe import FIXED, PRESET, Recipe
+    from translate.summary import write_report
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {error.name!r} is not installed: run `pip install -e .` in nucleate's folder.")
+
+ALARM = "content/segmenter_dice"
+
+
+def main(argv: list[str]) -> None:
+    """Read the command line and train, or with --dry_run say what would be trained."""
+    request = read_settings(
+        Recipe, "translate/train.py", "Learn mask ⇄ tissue from unpaired tiles.", argv, _default_config(argv)
+    )
+    recipe = request.settings
+    run = RunFolder.choose(recipe.run, "translate")
+    source = run.checkpoint_to_resume(recipe.run.resume)
+    run.refuse_other_settings(asdict(recipe), FIXED)
+    if request.dry_run:
+        print(as_yaml(recipe))
+        domains = open_domains(recipe.data, recipe.seed, None, progress=False)
+        Translator(recipe, Accelerator(mixed_precision="no"))
+        print(f"dry run: settings, data and networks are sound. Tissue: {domains.facts['tissue']}.")
+        return
+    if len(request.configs) == 1 and request.configs[0] == PRESET and "--config" not in argv:
+        print(f"No --config given: training the preset {PRESET.stem} on {recipe.data.tissue} tissue into {run.path}.")
+    train(recipe, run, source)
+
+
+def train(recipe: Recipe, run: RunFolder, source: Path | None) -> None:
+    """Train until `train.images` tissue tiles were seen, from scratch or from the checkpoint `source`."""
+    # Process
+    torch.set_flush_denormal(True)  # denormal gradients of a young network cost CPUs a factor of ten
+    accelerator = Accelerator(mixed_precision="bf16" if recipe.train.precision == "bf16" else "no")
+    first = accelerator.is_main_process
+    stop = StopRequest()
+    if first:
+        run.create(as_yaml(recipe))
+
+    # Data
+    with accelerator.main_process_first():
+        domains = open_domains(recipe.data, recipe.seed, run.path / "pseudo-masks", progress=first)
+    probe = Probe.draw(domains, recipe.data, recipe.seed)
+
+    # Networks, from scratch or as they were
+    translator = Translator(recipe, accelerator)
+    untrained: dict[str, float] = {}
+    if source is not None:
+        checkpoint = checkpoints.load(source)
+        translator.restore(checkpoint)
+        untrained = checkpoint.facts["untrained"]
+    clock = ImageClock(
+        translator.images,
+        recipe.train.images,
+        recipe.train.batch_size,
+        accelerator.process_index,
+        accelerator.num_processes,
+    )
+    batches = loader(UnpairedCrops(domains, recipe.data, recipe.seed), clock, recipe.data.workers)
+
+    # Before the first step
+    tracker = Tracker(run.path, translator.images, enabled=first)
+    if first:
+        print(_facts(recipe, run, domains, translator, source), flush=True)
+        if not untrained:
+            untrained = measure(probe, translator)
+            tracker.scalars(0, untrained)
+
+    def save() -> None:
+        if first:
+            state = translator.checkpoint({"untrained": untrained, "seed": recipe.seed})
+            checkpoints.save(run.checkpoints, state, recipe.run.keep)
+
+    # Main loop
+    bar = tqdm(total=recipe.train.images, initial=translator.images, unit="img", disable=not first, smoothing=0.05)
+    sums: dict[str, list[torch.Tensor]] = defaultdict(list)
+    pace = _Pace(translator.images)
+    iterator = iter(batches)
+    while translator.images < recipe.train.images and not stop:
+        pace.waits(True)
+        batch = _on_device(next(iterator), accelerator.device)
+        pace.waits(False)
+        before = translator.images
+        try:
+            terms = translator.step(batch)
+        except NonFiniteLoss as error:
+            raise InputError(_non_finite(error, translator, recipe, run)) from error
+        bar.update(translator.images - before)
+        for name, value in terms.items():
+            sums[name].append(value)
+
+        # Scalars, panels and agreement, checkpoint: each when its image count is passed
+        if _passed(before, translator.images, recipe.train.log_every):
+            scalars = {f"loss/{name}": torch.stack(values).mean().item() for name, values in sums.items()}
+            tracker.scalars(translator.images, scalars | pace.scalars(translator.images))
+            sums.clear()
+        if first and _passed(before, translator.images, recipe.train.panel_every):
+            _look(probe, translator, tracker, untrained, bar)
+        if _passed(before, translator.images, recipe.train.save_every):
+            save()
+
+    # Done, or asked to stop
+    del iterator  # ends the loader's workers
+    bar.close()
+    save()
+    if stop:
+        tracker.close()
+        if first:
+            print(
+                f"Stopped by {stop.reason} at {translator.images} images, state saved; "
+                f"continue with --run.dir {run.path} --run.resume auto.",
+                flush=True,
+            )
+        return
+    if first:
+        export(translator, recipe, probe.mpp, domains.facts, run.export)
+        report = write_report(run, recipe, domains, probe, translator)
+        tracker.scalars(translator.images, report.scores)
+        tracker.close()
+        print(f"Done: {translator.images} images. {report.sentence}\nReport: {report.path}   Exports: {run.export}")
+
+
+def _look(probe: Probe, translator: Translator, tracker: Tracker, untrained: dict[str, float], bar: tqdm) -> None:
+    """Draw the panels, measure agreement, and warn when nuclei are found worse than by untrained networks."""
+    images = translator.images
+    for name, picture in draw_panels(probe, translator).items():
+        tracker.picture(images, name, picture)
+    values = measure(probe, translator)
+    tracker.scalars(images, values)
+    bar.set_postfix_str(f"content Dice {values[ALARM]:.2f}")
+    if values[ALARM] < untrained[ALARM]:
+        text = (
+            f"content agreement {values[ALARM]:.3f} is below the untrained {untrained[ALARM]:.3f} at {images} images: "
+            "nuclei and background may be swapped or the mask hidden; look at the panels."
+        )
+        tracker.message(images, text, "warning")
+        bar.write(f"warning: {text}")
+
+
+class _Pace:
+    """Images per second, share of time spent waiting for data, and memory, between two readings."""
+
+    def __init__(self, images: int) -> None:
+        self.images, self.since, self.waited, self.mark = images, time.monotonic(), 0.0, 0.0
+
+    def waits(self, begin: bool) -> None:
+        now = time.monotonic()
+        if begin:
+            self.mark = now
+        else:
+            self.waited += now - self.mark
+
+    def scalars(self, images: int) -> dict[str, float]:
+        elapsed = time.monotonic() - self.since
+        values = {
+            "speed/images_per_second": (images - self.images) / elapsed,
+            "speed/wait_share": self.waited / elapsed,
+            "memory/peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        }
+        if torch.cuda.is_available():
+            values["memory/peak_gpu_gb"] = torch.cuda.max_memory_allocated() / 2**30
+        self.images, self.since, self.waited = images, time.monotonic(), 0.0
+        return {name: round(value, 4) for name, value in values.items()}
+
+
+def _on_device(items: dict[str, Any], device: torch.device) -> Batch:
+    tissue, mask = (
+        (items[name].to(device, non_blocking=True).float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+        for name in ("tissue", "mask")
+    )
+    return Batch(tissue, mask, items["foreground"].to(device, non_blocking=True), items["index"].tolist())
+
+
+def _passed(before: int, now: int, every: int) -> bool:
+    return now // every > before // every
+
+
+def _default_config(argv: list[str]) -> Path:
+    """The config of the run folder when an existing one is named, else the tiny preset."""
+    pairs = zip(argv, [*argv[1:], ""], strict=True)
+    for token, following in pairs:
+        if token.partition("=")[0] == "--run.dir":
+            config = Path(token.partition("=")[2] or following) / "config.yaml"
+            if config.exists():
+                return config
+    return PRESET
+
+
+def _facts(recipe: Recipe, run: RunFolder, domains: Domains, translator: Translator, source: Path | None) -> str:
+    """The block of facts before the first step."""
+    sizes = {name: sum(p.numel() for p in network.parameters()) for name, network in translator.networks.items()}
+    accelerator = translator.accelerator
+    facts = {
+        **domains.facts,
+        "tiles": f"{recipe.data.tile_size}² px",
+        "networks": ", ".join(f"{name} {size / 1e6:.1f} M" for name, size in sizes.items()),
+        "device": f"{accelerator.device.type}, {recipe.train.precision}, {accelerator.num_processes} process(es)",
+        "batch": f"{recipe.train.batch_size} over all processes",
+        "length": f"{recipe.train.images} images, "
+        + (f"continuing {source} at {translator.images}" if source else "from scratch"),
+        "seed": str(recipe.seed),
+        "run folder": f"{run.path}   (tensorboard --logdir {run.path})",
+    }
+    return "\n".join(f"  {name:<12}{value}" for name, value in facts.items())
+
+
+def _non_finite(error: NonFiniteLoss, translator: Translator, recipe: Recipe, run: RunFolder) -> str:
+    good = checkpoints.complete(run.checkpoints)
+    last = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
+    return (
+        f"{error} at step {translator.images // recipe.train.batch_size} ({translator.images} images); {last}; "
+        f"lower --train.learning_rate ({recipe.train.learning_rate}) or use --train.precision fp32."
+    )
+
+
+if __name__ == "__main__":
+    run_script(main)
