@@ -92,7 +92,7 @@ def recompose(stains: Tensor, matrix: Tensor | None = None) -> Tensor:
 def macenko(images: Tensor) -> StainEstimate:
     """Stain matrix of each image by the method of Macenko et al., ISBI 2009.
 
-    Tissue pixels (optical density at least 0.15, else 0.10, in the mean of the channels) span a plane, that of the two leading
+    Tissue pixels (mean optical density of the channels at least 0.15, else 0.10) span a plane, that of the two leading
     eigenvectors of their covariance; the 1st and 99th percentile of their angles in this plane are the two stains. The
     one that absorbs more red is haematoxylin. The third row is perpendicular to both.
 

@@ -102,16 +102,16 @@ class TileEntry:
         return Tile(image, self.key, self.source, self.patient, self.mpp, self.label, self.split, instances)
 
 
-class _TileCache:
-    """Decoded tiles, the least recently used thrown out beyond the limit; empty again wherever it is sent."""
+class TileCache:
+    """Tiles by position, the least recently used thrown out beyond the limit; empty again wherever it is sent."""
 
     def __init__(self, megabytes: float) -> None:
         self._limit = megabytes * 1e6
         self._bytes = 0
         self._tiles: OrderedDict[int, Tile] = OrderedDict()
 
-    def __reduce__(self) -> tuple[type["_TileCache"], tuple[float]]:
-        return _TileCache, (self._limit / 1e6,)
+    def __reduce__(self) -> tuple[type["TileCache"], tuple[float]]:
+        return TileCache, (self._limit / 1e6,)
 
     def get(self, position: int) -> Tile | None:
         if position in self._tiles:
@@ -157,7 +157,7 @@ class TileSet:
     ) -> None:
         self.entries = tuple(entries)
         self.bad = list(bad)
-        self._cache = _TileCache(cache_mb)
+        self._cache = TileCache(cache_mb)
 
     def __len__(self) -> int:
         return len(self.entries)

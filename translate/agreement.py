@@ -87,7 +87,7 @@ def measure(probe: Probe, translator: Translator) -> dict[str, float]:
     found = [instances_of(reading, k) for k in range(len(tissue))]
     values = _mean("content/segmenter", probe.nuclei, found)
     if probe.mpp is not None:
-        found = [segment_by_watershed(image, probe.mpp) for image in to_bytes(tissue)]
+        found = [segment_by_watershed(torch.tensor(image), probe.mpp) for image in to_bytes(tissue)]
         values |= _mean("content/watershed", probe.nuclei, found)
     if probe.held_out:
         values |= score_held_out(probe.held_out, translator, "holdout")
@@ -105,7 +105,7 @@ def score_held_out(tiles: list[Tile], translator: Translator, name: str) -> dict
 
 def score_teacher(tiles: list[Tile], name: str) -> dict[str, float]:
     """The same for the watershed, S's teacher, on tiles of known µm/px."""
-    found = [segment_by_watershed(tile.image, tile.mpp) for tile in tiles if tile.mpp is not None]
+    found = [segment_by_watershed(torch.tensor(tile.image), tile.mpp) for tile in tiles if tile.mpp is not None]
     return _mean(name, [_nuclei(tile) for tile in tiles if tile.mpp is not None], found)
 
 

@@ -6,14 +6,13 @@ the same in every process, worker and life of a run, which is what makes resumin
 
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from histo.watershed import segment
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
@@ -24,9 +23,10 @@ from histo.errors import InputError
 from histo.masks import read_instances, write_instances
 from histo.phantom import PhantomTissue
 from histo.randomness import draws
-from histo.tiles import Tile, Tiles, TileSet, open_tiles
+from histo.tiles import Tile, TileCache, Tiles, TileSet, open_tiles
+from histo.watershed import segment
 
-PHANTOM_TILES = 4000
+PHANTOM_MPP = 0.5
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".npy")
 ATTEMPTS = 8
 
@@ -67,29 +67,28 @@ class DataSettings:
             raise InputError(f"data.workers is {self.workers}, expected 0 to 64 processes.")
 
 
-@dataclass
 class MaskSet:
-    """Instance maps as tiles without tissue: the maps of `tiles` at `chosen`, or the `files`."""
+    """Instance maps from files, as tiles of no tissue."""
 
-    tiles: Tiles | None = None
-    chosen: list[int] = field(default_factory=list)
-    files: list[Path] = field(default_factory=list)
-    cache: dict[int, NDArray[np.uint16]] = field(default_factory=dict)
+    def __init__(self, files: list[Path], cache_mb: float) -> None:
+        self.files = files
+        self._cache = TileCache(cache_mb)
 
     def __len__(self) -> int:
-        return len(self.files) or len(self.chosen)
+        return len(self.files)
 
     def describe(self) -> str:
         return f"{len(self)} instance maps"
 
     def __getitem__(self, index: int, /) -> Tile:
-        if self.tiles is not None:
-            return self.tiles[self.chosen[index]]
-        if index not in self.cache:
-            self.cache[index] = read_instances(self.files[index]).astype(np.uint16)
-        instances = self.cache[index].astype(np.int32)
-        blank = np.broadcast_to(np.uint8(0), (3, *instances.shape))
-        return Tile(blank, self.files[index].name, self.files[index].parent.name, None, None, None, None, instances)
+        tile = self._cache.get(index)
+        if tile is None:
+            file = self.files[index]
+            instances = read_instances(file)
+            no_tissue = np.broadcast_to(np.uint8(0), (3, *instances.shape))  # takes no memory
+            tile = Tile(no_tissue, file.name, file.parent.name, None, None, None, None, instances)
+            self._cache.put(index, tile)
+        return tile
 
 
 @dataclass
@@ -131,17 +130,16 @@ def open_domains(settings: DataSettings, seed: int, folder: Path | None, progres
             raise InputError(
                 "Watershed pseudo-masks need at least two tissue tiles: one to show, one to read masks from."
             )
-        masks: Tiles = MaskSet(files=_watershed_masks(tissue, donors, folder, progress))
+        masks: Tiles = MaskSet(_watershed_masks(tissue, donors, folder, progress), settings.cache_mb)
         origin = (
             f"watershed pseudo-masks of {len(donors)} tissue tiles that are never shown; "
             f"the other {len(shown)} are shown and give no masks, so no pair exists"
         )
     elif settings.masks == "phantom":
-        phantom = PhantomTissue(seed + 1, size=2 * settings.tile_size, mpp=settings.mpp or 0.5, split="train")
-        masks = MaskSet(tiles=phantom, chosen=list(range(min(PHANTOM_TILES, len(phantom)))))
+        masks = _phantom(settings, seed + 1, "train")
         origin = "exact masks of phantom tissue of another seed"
     else:
-        masks, origin = _open_masks(Path(settings.masks))
+        masks, origin = _open_masks(Path(settings.masks), settings.cache_mb)
     if folder is not None:
         _refuse_empty(masks, settings.masks)
     facts = {"tissue": tissue.describe(), "held out": holdout.describe() if len(holdout) else "none", "masks": origin}
@@ -150,11 +148,7 @@ def open_domains(settings: DataSettings, seed: int, folder: Path | None, progres
 
 def _open_tissue(settings: DataSettings, seed: int) -> tuple[Tiles, Tiles]:
     if settings.tissue == "phantom":
-        size, mpp = 2 * settings.tile_size, settings.mpp or 0.5
-        return (
-            PhantomTissue(seed, size=size, mpp=mpp, split="train"),
-            PhantomTissue(seed, size=size, mpp=mpp, split="test"),
-        )
+        return _phantom(settings, seed, "train"), _phantom(settings, seed, "test")
     everything = open_tiles(settings.tissue, mpp=settings.mpp, on_bad=settings.on_bad, cache_mb=settings.cache_mb)
     learned = [entry for entry in everything.entries if entry.split in (settings.split, None)]
     apart = [entry for entry in everything.entries if entry.split == settings.holdout]
@@ -169,19 +163,25 @@ def _open_tissue(settings: DataSettings, seed: int) -> tuple[Tiles, Tiles]:
     )
 
 
-def _open_masks(path: Path) -> tuple[Tiles, str]:
+def _phantom(settings: DataSettings, seed: int, split: Literal["train", "test"]) -> PhantomTissue:
+    """Phantom tissue twice as wide as a tile, so that crops vary; 0.5 µm/px unless told otherwise."""
+    size, mpp = 2 * settings.tile_size, settings.mpp or PHANTOM_MPP
+    return PhantomTissue(seed, size=size, mpp=mpp, split=split, cache_mb=settings.cache_mb)
+
+
+def _open_masks(path: Path, cache_mb: float) -> tuple[Tiles, str]:
     if path.is_dir() and (path / "tiles.csv").is_file():
         tiles = open_tiles(path)
         files = [entry.mask for entry in tiles.entries if entry.mask is not None]
         if not files:
             raise InputError(f"{path / 'tiles.csv'} names no masks; fill its column mask, or name a folder of masks.")
-        return MaskSet(files=files), f"{len(files)} instance maps named by {path / 'tiles.csv'}"
+        return MaskSet(files, cache_mb), f"{len(files)} instance maps named by {path / 'tiles.csv'}"
     if not path.is_dir():
         raise InputError(f"--data.masks {str(path)!r} is no folder; expected a folder of masks, watershed or phantom.")
     files = sorted(p for p in path.rglob("*") if p.suffix.lower() in MASK_SUFFIXES and not p.name.startswith("."))
     if not files:
         raise InputError(f"{path} holds no instance maps; expected files ending in {', '.join(MASK_SUFFIXES)}.")
-    return MaskSet(files=files), f"{len(files)} instance maps of {path}"
+    return MaskSet(files, cache_mb), f"{len(files)} instance maps of {path}"
 
 
 def _watershed_masks(tissue: Tiles, donors: list[int], folder: Path | None, progress: bool) -> list[Path]:
@@ -194,7 +194,7 @@ def _watershed_masks(tissue: Tiles, donors: list[int], folder: Path | None, prog
     missing = [(donor, file) for donor, file in zip(donors, files, strict=True) if not file.exists()]
     for donor, file in tqdm(missing, desc="watershed pseudo-masks", unit="tile", disable=not (progress and missing)):
         tile = tissue[donor]
-        write_instances(file, segment(tile.image, tile.mpp))
+        write_instances(file, segment(torch.tensor(tile.image), tile.mpp))
     return files
 
 

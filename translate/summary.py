@@ -68,7 +68,7 @@ def write_report(run: RunFolder, recipe: Recipe, domains: Domains, probe: Probe,
         }
     )
     report.text("All settings:")
-    report.listing(as_yaml(recipe))
+    report.text(as_yaml(recipe))
     path = run.path / "report.html"
     report.save(path)
     return Summary(path, scores, sentence)

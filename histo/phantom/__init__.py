@@ -15,7 +15,7 @@ from histo.phantom.nuclei import EPITHELIAL, STROMAL
 from histo.phantom.patients import Patient, draw_patient
 from histo.phantom.rendering import render
 from histo.randomness import draws
-from histo.tiles import Tile
+from histo.tiles import Tile, TileCache
 
 __all__ = ["EPITHELIAL", "LABELS", "STROMAL", "Patient", "PhantomTissue", "draw_patient"]
 
@@ -36,6 +36,7 @@ class PhantomTissue:
         mpp: µm/px, 0.1 to 2; nuclei measure 5 to 12 µm.
         patients: how many patients take turns, 1 or more; patient p is the same person whatever their number.
         count: number of tiles.
+        cache_mb: drawn tiles kept in memory, in megabytes per process.
         split: "train" or "test" gives only tiles of that split's patients (every fifth is a test patient); None gives
             all of them.
 
@@ -55,6 +56,7 @@ class PhantomTissue:
         patients: int = 10,
         count: int = 1000,
         split: Literal["train", "test"] | None = None,
+        cache_mb: float = 128,
     ) -> None:
         self.shape = (size, size) if isinstance(size, int) else (size[0], size[1])
         if not all(16 <= side <= 4096 for side in self.shape):
@@ -70,6 +72,7 @@ class PhantomTissue:
         self.seed = seed
         self.mpp = mpp
         self._count = count
+        self._cache = TileCache(cache_mb)
         self.patients = tuple(draw_patient(seed, number) for number in range(patients))
         self._turn = [p for p, patient in enumerate(self.patients) if split in (None, patient.split)]
         if not self._turn:
@@ -84,18 +87,25 @@ class PhantomTissue:
     def __getitem__(self, index: int) -> Tile:
         """Draw one tile; it depends on nothing drawn before."""
         position = range(self._count)[operator.index(index)]
+        tile = self._cache.get(position)
+        if tile is None:
+            tile = self._draw(position)
+            self._cache.put(position, tile)
+        return tile
+
+    def _draw(self, position: int) -> Tile:
         round_, place = divmod(position, len(self._turn))
         number = self._turn[place]
         patient = self.patients[number]
         label = LABELS[(number + round_) % len(LABELS)]
-        tile = round_ * len(self.patients) + number
+        number_of_tile = round_ * len(self.patients) + number
         extent = (self.shape[0] * self.mpp, self.shape[1] * self.mpp)
-        scene = draw_scene(draws(self.seed, "phantom scene", tile), label, patient, extent)
-        generator = draws(self.seed, "phantom rendering", tile)
+        scene = draw_scene(draws(self.seed, "phantom scene", number_of_tile), label, patient, extent)
+        generator = draws(self.seed, "phantom rendering", number_of_tile)
         image, instances, types = render(generator, scene, patient, self.shape, self.mpp)
         return Tile(
             image=image,
-            key=f"phantom-{self.seed}-{tile:06d}",
+            key=f"phantom-{self.seed}-{number_of_tile:06d}",
             source="phantom",
             patient=patient.name,
             mpp=self.mpp,
