@@ -171,7 +171,7 @@ def _candidates(labels: Ints, scene: _Scene, settings: Watershed) -> _Candidates
     """Shapes of a label image within the range of areas and of sufficient score."""
     areas = np.bincount(labels.ravel()).astype(np.float64)
     frame = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
-    smallest = np.full(len(areas), settings.smallest)
+    smallest = np.full(len(areas), float(settings.smallest))
     smallest[frame] /= 3
     sized = (areas * scene.mpp**2 >= smallest) & (areas * scene.mpp**2 <= settings.largest)
     sized[0] = False

@@ -12,6 +12,7 @@ import sys
 import time
 from collections import defaultdict
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def main(argv: list[str]) -> None:
     if request.dry_run:
         print(as_yaml(recipe))
         domains = open_domains(recipe.data, recipe.seed, None, progress=False)
-        Translator(recipe, Accelerator(mixed_precision="no"))
+        Translator(recipe, _accelerator(recipe))
         print(f"dry run: settings, data and networks are sound. Tissue: {domains.facts['tissue']}.")
         return
     if len(request.configs) == 1 and request.configs[0] == PRESET and "--config" not in argv:
@@ -66,7 +67,7 @@ def train(recipe: Recipe, run: RunFolder, source: Path | None) -> None:
     """Train until `train.images` tissue tiles were seen, from scratch or from the checkpoint `source`."""
     # Process
     torch.set_flush_denormal(True)  # denormal gradients of a young network cost CPUs a factor of ten
-    accelerator = Accelerator(mixed_precision="bf16" if recipe.train.precision == "bf16" else "no")
+    accelerator = _accelerator(recipe)
     first = accelerator.is_main_process
     stop = StopRequest()
     if first:
@@ -198,6 +199,10 @@ class _Pace:
         return {name: round(value, 4) for name, value in values.items()}
 
 
+def _accelerator(recipe: Recipe) -> Accelerator:
+    return Accelerator(mixed_precision="bf16" if recipe.train.precision == "bf16" else "no")
+
+
 def _on_device(items: dict[str, Any], device: torch.device) -> Batch:
     tissue, mask = (
         (items[name].to(device, non_blocking=True).float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
@@ -212,8 +217,7 @@ def _passed(before: int, now: int, every: int) -> bool:
 
 def _default_config(argv: list[str]) -> Path:
     """The config of the run folder when an existing one is named, else the tiny preset."""
-    pairs = zip(argv, [*argv[1:], ""], strict=True)
-    for token, following in pairs:
+    for token, following in pairwise([*argv, ""]):
         if token.partition("=")[0] == "--run.dir":
             config = Path(token.partition("=")[2] or following) / "config.yaml"
             if config.exists():

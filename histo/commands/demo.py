@@ -11,12 +11,11 @@ from types import FrameType
 from histo.errors import InputError
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-SCRIPT = Path("translate", "train.py")
-CONFIG = Path("configs", "translate", "demo.yaml")
+SCRIPT, CONFIG = Path("translate/train.py"), Path("configs/translate/demo.yaml")
 
 
 def main(arguments: list[str]) -> int:
-    """Parse `nucleate demo [--dir DIR]` and run the demo; returns the exit code."""
+    """Run `nucleate demo [--dir DIR]`; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="nucleate demo",
         description="Train a small translator on phantom tissue. A demo that was interrupted continues where it was.",
@@ -44,8 +43,8 @@ def run_demo(folder: Path, checkout: Path) -> int:
     if report.is_file():
         print(f"The demo is already finished: open {report}\nTo start afresh, delete {folder} or name another --dir.")
         return 0
-    command = [_near(Path(sys.executable)), _near(checkout / SCRIPT), "--config", _near(checkout / CONFIG)]
-    command += ["--run.dir", str(run)]
+    python, script, config = (_near(path) for path in (Path(sys.executable), checkout / SCRIPT, checkout / CONFIG))
+    command = [python, script, "--config", config, "--run.dir", str(run)]
     print(f"$ {shlex.join(command)}", flush=True)
     code = _run(command)
     if not report.is_file():
@@ -76,6 +75,5 @@ def _run(command: list[str]) -> int:
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
-    if asked:
-        return 128 + asked[-1]
-    return 128 - code if code < 0 else code
+    ended_by = asked[-1] if asked else -code
+    return 128 + ended_by if ended_by > 0 else code

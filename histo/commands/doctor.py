@@ -149,9 +149,9 @@ def look_at_devices(findings: Findings) -> None:
     flags = cpu_flags()
     shown = [f"{flag} {'unknown' if flags is None else 'yes' if flag in flags else 'no'}" for flag in CPU_FLAGS]
     findings.note(f"CPU instructions: {', '.join(shown)}")
-    settings = [f"{name}={os.environ.get(name, '(unset)')}" for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY")]
-    findings.note(f"threads: {', '.join(settings)}")
     asked = os.environ.get("OMP_NUM_THREADS", "")
+    policy = os.environ.get("OMP_WAIT_POLICY", "(unset; training takes PASSIVE)")
+    findings.note(f"threads: OMP_NUM_THREADS={asked or '(unset)'}, OMP_WAIT_POLICY={policy}")
     if asked.isdigit() and int(asked) > cores:
         findings.note(f"OMP_NUM_THREADS={asked} is more than the {cores} cores, which slows everything; unset it")
     try:
@@ -250,9 +250,10 @@ def look_at_extras(findings: Findings) -> None:
         findings.good(f"cellpose weights: {folder / present[0]}")
     else:
         findings.note(
-            f"cellpose weights are not in {folder}; cellpose fetches them (about 1 GB) when it is first used with a "
-            f"network, or put {CELLPOSE_WEIGHTS[0]} from huggingface.co/mouseland/cellpose-sam there. They were trained "
-            "on CC-BY-NC data"
+            f"cellpose weights are not in {folder}; the first use of cellpose fetches them (about 1 GB), or put"
+        )
+        findings.note(
+            f"  {CELLPOSE_WEIGHTS[0]} from huggingface.co/mouseland/cellpose-sam there (trained on CC-BY-NC data)"
         )
 
 

@@ -3,6 +3,7 @@
 import base64
 import io
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from histo.errors import InputError
 from histo.running.charts import CHART_STYLE, escape, line_chart
 
 _LARGE = 256 * 1024  # pixels; above it JPEG, whose loss no eye finds in a picture that is shown reduced
-_SMALL = 320  # pixels; pictures narrower than this are magnified to see their pixels
-_MAGNIFIED = 640
+_ROOM = (1200, 912)  # height and width in pixels that a magnified picture may fill
+_MOST_MAGNIFIED = 8
+_NUMBER = re.compile(r"[-−]?[\d.\N{THIN SPACE}]+(e[-+]?\d+)?|–")
 
 _STYLE = """
 :root { color-scheme: light dark; --page: #fbfaf8; --ink: #23202b; --quiet: #6d6777; --rule: #e2dde6; --panel: #ffffff;
@@ -32,6 +34,8 @@ h1 { font-size: 2.1rem; line-height: 1.2; letter-spacing: -0.015em; margin: 0; }
 header p { color: var(--quiet); font-size: 1.05rem; margin: 0.5rem 0 0; }
 h2 { font-size: 1.3rem; line-height: 1.3; margin: 2.8rem 0 0.8rem; }
 p { max-width: 44rem; margin: 0 0 1rem; overflow-wrap: anywhere; }
+pre { background: var(--panel); border: 1px solid var(--rule); border-radius: 8px; padding: 0.9rem 1.1rem;
+  font: 0.83rem/1.5 ui-monospace, "DejaVu Sans Mono", monospace; overflow-x: auto; margin: 0 0 1.4rem; }
 dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(12.5rem, 1fr)); gap: 1px; margin: 1.2rem 0 1.8rem;
   background: var(--rule); border: 1px solid var(--rule); border-radius: 8px; overflow: hidden; }
 dl div { background: var(--panel); padding: 0.7rem 1rem; }
@@ -71,8 +75,10 @@ class Report:
         self._parts.append(f"<h2>{escape(text)}</h2>")
 
     def text(self, *paragraphs: str) -> None:
-        """Paragraphs of plain text."""
-        self._parts.extend(f"<p>{escape(paragraph)}</p>" for paragraph in paragraphs)
+        """Paragraphs of plain text; one of several lines, like a config, keeps its lines and indentation."""
+        for paragraph in paragraphs:
+            tag = "pre" if "\n" in paragraph.strip() else "p"
+            self._parts.append(f"<{tag}>{escape(paragraph.strip())}</{tag}>")
 
     def facts(self, facts: Mapping[str, Any]) -> None:
         """A grid of names with their values; numbers are rounded to four significant digits, None is a dash."""
@@ -82,21 +88,20 @@ class Report:
         self._parts.append(f"<dl>{entries}</dl>")
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "") -> None:
-        """A table; numbers stand right-aligned, rounded as in `facts`.
+        """A table; columns of numbers, also of ready-made ones ("0.50"), stand to the right; rounded as in `facts`.
 
         Raises:
             ValueError: a row with more or fewer cells than the header.
         """
         if any(len(row) != len(header) for row in rows):
             raise ValueError(f"every row needs {len(header)} cells, like the header {list(header)}")
-        numeric = [bool(rows) and all(_is_number(row[k]) or row[k] is None for row in rows) for k in range(len(header))]
+        cells = [[_shown(cell) for cell in row] for row in rows]
+        numeric = [bool(rows) and all(_NUMBER.fullmatch(row[k]) for row in cells) for k in range(len(header))]
         sides = [' class="number"' if right else "" for right in numeric]
         head = "".join(f"<th{side}>{escape(name)}</th>" for side, name in zip(sides, header, strict=True))
         body = "".join(
-            "<tr>"
-            + "".join(f"<td{side}>{escape(_shown(cell))}</td>" for side, cell in zip(sides, row, strict=True))
-            + "</tr>"
-            for row in rows
+            "<tr>" + "".join(f"<td{side}>{escape(cell)}</td>" for side, cell in zip(sides, row, strict=True)) + "</tr>"
+            for row in cells
         )
         table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         self._parts.append(f'<figure><div class="wide">{table}</div>{_caption(caption)}</figure>')
@@ -104,7 +109,7 @@ class Report:
     def picture(self, rgb: NDArray[np.uint8], caption: str = "") -> None:
         """A picture, uint8 [H, W, 3] RGB: embedded as PNG, or as JPEG (quality 90) when it is large.
 
-        Narrow pictures are magnified by a whole factor with their pixels kept square.
+        Small pictures are magnified by a whole factor with their pixels kept square.
 
         Raises:
             ValueError: another shape or type.
@@ -116,7 +121,7 @@ class Report:
         content = io.BytesIO()
         options: dict[str, Any] = {"quality": 90, "subsampling": 0} if kind == "jpeg" else {"optimize": True}
         Image.fromarray(rgb).save(content, kind, **options)
-        factor = _MAGNIFIED // width if width < _SMALL else 1
+        factor = max(1, min(_MOST_MAGNIFIED, _ROOM[0] // height, _ROOM[1] // width))
         look = ' class="pixels"' if factor > 1 else ""
         source = f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}"
         self._parts.append(
@@ -164,10 +169,6 @@ class Report:
 
 def _caption(text: str) -> str:
     return f"<figcaption>{escape(text)}</figcaption>" if text else ""
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 
 
 def _shown(value: Any) -> str:

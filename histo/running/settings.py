@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -98,9 +99,10 @@ def _plain(value: Any) -> Any:
 
 
 def _named_configs(arguments: list[str]) -> list[Path]:
-    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
     return [
-        Path(token.partition("=")[2] or following) for token, following in pairs if re.match(r"--config(=|$)", token)
+        Path(token.partition("=")[2] or following)
+        for token, following in pairwise([*arguments, ""])
+        if re.match(r"--config(=|$)", token)
     ]
 
 

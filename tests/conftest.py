@@ -1,0 +1,58 @@
+"""Tiny assets made by code: a folder of phantom tiles as users have them, and the arguments of a toy training."""
+
+import csv
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from histo.masks import write_instances
+from histo.phantom import PhantomTissue
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def tile_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten phantom tiles of 96 px in the shape of a real set: images/, labels/, tiles.csv with splits and µm/px."""
+    folder = tmp_path_factory.mktemp("phantom-set")
+    (folder / "images").mkdir()
+    (folder / "labels").mkdir()
+    tissue = PhantomTissue(7, size=96, count=10)
+    with (folder / "tiles.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["path", "label", "patient", "mpp", "split", "mask"])
+        for k in range(len(tissue)):
+            tile = tissue[k]
+            assert tile.instances is not None
+            Image.fromarray(tile.image.transpose(1, 2, 0)).save(folder / "images" / f"{k}.png")
+            write_instances(folder / "labels" / f"{k}.png", tile.instances)
+            table.writerow([f"images/{k}.png", tile.label, tile.patient, 0.5, tile.split, f"labels/{k}.png"])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def toy_arguments(tile_folder: Path) -> list[str]:
+    """A training small enough for seconds: 40 steps of 4 tiles, networks of 0.5 M weights altogether."""
+    settings = {
+        "data.tissue": tile_folder,
+        "data.tile_size": 64,
+        "generator.channel_base": 512,
+        "generator.channel_max": 16,
+        "generator.style_width": 16,
+        "generator.mapping_layers": 2,
+        "generator.code_width": 32,
+        "segmenter.encoder": "test_efficientnet_gn",
+        "segmenter.pyramid_width": 32,
+        "discriminator.channel_base": 512,
+        "discriminator.channel_max": 16,
+        "discriminator.mask_width": 8,
+        "train.batch_size": 4,
+        "train.images": 160,
+        "train.save_every": 32,
+        "train.log_every": 16,
+        "train.panel_every": 64,
+    }
+    return [part for key, value in settings.items() for part in (f"--{key}", str(value))]

@@ -1,0 +1,258 @@
+"""The layers of StyleGAN2 against their textbook formulation, image by image."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from translate.discriminators import ResidualBlock
+from translate.stylegan import (
+    EqualConv,
+    EqualLinear,
+    Mapping,
+    ModulatedConv,
+    StyledConv,
+    ToRGB,
+    activate,
+    blur,
+    channels_at,
+    downsample,
+    minibatch_deviation,
+    upsample,
+)
+
+TAPS = torch.tensor([1.0, 3.0, 3.0, 1.0])
+
+
+def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(100 + seed), dtype=dtype)
+
+
+def filtered(x: Tensor, lead: int, trail: int, gain: float = 1.0) -> Tensor:
+    """[1, 3, 3, 1]² as one explicit depthwise convolution."""
+    kernel = (TAPS[:, None] * TAPS / 64 * gain).to(x.dtype)
+    channels = x.shape[1]
+    padded = F.pad(x, [lead, trail, lead, trail])
+    return F.conv2d(padded, kernel.expand(channels, 1, 4, 4), groups=channels)
+
+
+def textbook(layer: ModulatedConv, x: Tensor, style: Tensor) -> Tensor:
+    """Equations 1 to 3: weights modulated and demodulated for each image, which is convolved on its own."""
+    scales = F.linear(style, layer.affine.weight / style.shape[1] ** 0.5, layer.affine.bias)
+    outputs, inputs, kernel, _ = layer.weight.shape
+    images = []
+    for image, scale in zip(x, scales, strict=True):
+        weight = layer.weight / (inputs * kernel**2) ** 0.5 * scale[None, :, None, None]
+        if layer.demodulate:
+            weight = weight / (weight.square().sum((1, 2, 3), keepdim=True) + 1e-8).sqrt()
+        if layer.up:
+            wide = F.conv_transpose2d(image[None], weight.transpose(0, 1), stride=2)
+            images.append(filtered(wide, 1, 1, gain=4))
+        else:
+            images.append(F.conv2d(image[None], weight, padding=kernel // 2))
+    return torch.cat(images)
+
+
+@pytest.mark.parametrize("demodulate", [True, False])
+@pytest.mark.parametrize(("kernel", "up"), [(3, False), (1, False), (3, True)])
+def test_modulated_convolution_is_the_textbook_one(kernel: int, up: bool, demodulate: bool) -> None:
+    torch.manual_seed(0)
+    layer = ModulatedConv(6, 5, kernel, 7, up=up, demodulate=demodulate)
+    torch.nn.init.normal_(layer.affine.bias)
+    x, style = noise(3, 6, 8, 12), noise(3, 7, seed=1)
+    result = layer(x, style)
+    assert result.shape == ((3, 5, 16, 24) if up else (3, 5, 8, 12))
+    torch.testing.assert_close(result, textbook(layer, x, style), rtol=1e-4, atol=2e-6)
+
+
+def test_demodulation_keeps_the_variance_whatever_the_style() -> None:
+    torch.manual_seed(0)
+    layer = ModulatedConv(64, 64, 3, 8)
+    x = noise(4, 64, 16, 16)
+    for scale in (0.1, 1.0, 30.0):
+        inside = layer(x, scale * noise(4, 8, seed=1))[..., 1:-1, 1:-1]
+        assert inside.std().item() == pytest.approx(1, rel=0.1)
+
+
+def test_upsampling_convolution_keeps_the_brightness_of_a_flat_image() -> None:
+    layer = ModulatedConv(1, 1, 3, 2, up=True, demodulate=False)
+    torch.nn.init.ones_(layer.weight)
+    torch.nn.init.zeros_(layer.affine.weight)
+    up = layer(torch.ones(1, 1, 8, 8), torch.zeros(1, 2))
+    # Nine equal taps of 1/3 on a zero-inserted flat image: mean 9/3/4 a pixel, times the filter's gain of 4.
+    torch.testing.assert_close(up[..., 4:-4, 4:-4], torch.full((1, 1, 8, 8), 3.0))
+
+
+def test_modulated_convolution_under_autocast_stays_close() -> None:
+    torch.manual_seed(0)
+    layer = ModulatedConv(32, 32, 3, 16)
+    x, style = noise(2, 32, 8, 8), noise(2, 16, seed=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = layer(x, style)
+    assert (rough.float() - layer(x, style)).abs().mean() < 0.02
+
+
+@pytest.mark.parametrize(("lead", "trail"), [(1, 1), (2, 2), (2, 1), (0, 0)])
+def test_blur_is_a_depthwise_convolution(lead: int, trail: int) -> None:
+    x = noise(2, 3, 9, 12, dtype=torch.float64)
+    torch.testing.assert_close(blur(x, lead, trail), filtered(x, lead, trail), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("side", [4, 8, 10])
+def test_downsample_is_every_second_pixel_of_the_filtered_image(side: int) -> None:
+    x = noise(2, 3, side, side, dtype=torch.float64)
+    result = downsample(x)
+    assert result.shape == (2, 3, side // 2, side // 2)
+    torch.testing.assert_close(result, filtered(x, 1, 1)[:, :, ::2, ::2], rtol=1e-12, atol=1e-12)
+
+
+def test_upsample_is_zero_insertion_and_filtering_away_from_the_border() -> None:
+    x = noise(2, 3, 8, 8, dtype=torch.float64)
+    sparse = torch.zeros(2, 3, 16, 16, dtype=torch.float64)
+    sparse[:, :, ::2, ::2] = x
+    expected = filtered(sparse, 2, 1, gain=4)
+    torch.testing.assert_close(upsample(x)[..., 2:-2, 2:-2], expected[..., 2:-2, 2:-2], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_halving_convolution_filters_first(kernel: int) -> None:
+    torch.manual_seed(0)
+    layer = EqualConv(4, 5, kernel, down=True)
+    torch.nn.init.normal_(layer.bias)
+    x = noise(2, 4, 12, 12)
+    pad = 1 if kernel == 1 else 2
+    expected = F.conv2d(filtered(x, pad, pad), layer.weight / (4 * kernel**2) ** 0.5, layer.bias, stride=2)
+    torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
+    assert layer(x).shape == (2, 5, 6, 6)
+
+
+@pytest.mark.parametrize("lr_multiplier", [1.0, 0.01])
+def test_equal_linear_keeps_unit_variance(lr_multiplier: float) -> None:
+    torch.manual_seed(0)
+    layer = EqualLinear(300, 400, bias_init=2.0, lr_multiplier=lr_multiplier)
+    y = layer(noise(500, 300))
+    assert y.mean().item() == pytest.approx(2, abs=0.02)
+    assert y.std().item() == pytest.approx(1, rel=0.03)
+
+
+def test_lr_multiplier_slows_the_layer_down() -> None:
+    """A step of Adam moves every parameter by lr; the output must move by lr_multiplier times as much."""
+    moves = []
+    for lr_multiplier in (1.0, 0.01):
+        layer = EqualLinear(16, 16, lr_multiplier=lr_multiplier)
+        x = noise(4, 16)
+        before = layer(x)
+        with torch.no_grad():
+            layer.weight += 0.001
+            layer.bias += 0.001
+        moves.append(layer(x) - before)
+    torch.testing.assert_close(moves[1], moves[0] * 0.01, rtol=0.1, atol=1e-6)
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+def test_equal_conv_keeps_unit_variance(kernel: int) -> None:
+    torch.manual_seed(0)
+    y = EqualConv(64, 64, kernel)(noise(4, 64, 24, 24))
+    assert y.shape == (4, 64, 24, 24)
+    assert y[..., 4:-4, 4:-4].std().item() == pytest.approx(1, rel=0.04)
+
+
+def test_activation_keeps_the_second_moment() -> None:
+    x = noise(200_000)
+    # Half of the mass is scaled by √2, half by 0.2 √2: ½ · 2 · (1 + 0.04).
+    assert activate(x).square().mean().item() == pytest.approx(1.04, rel=0.02)
+
+
+def test_mapping_normalises_the_second_moment_of_z() -> None:
+    mapping = Mapping(64, 3)
+    z = noise(4, 64)
+    torch.testing.assert_close(mapping(z), mapping(7 * z), rtol=1e-4, atol=1e-5)
+    assert len(mapping.layers) == 3
+
+
+def test_styled_convolution_adds_noise_bias_and_skip_in_order() -> None:
+    torch.manual_seed(0)
+    layer = StyledConv(4, 6, 5)
+    torch.nn.init.constant_(layer.noise_strength, 0.7)
+    torch.nn.init.normal_(layer.bias)
+    x, style, grain, skip = noise(2, 4, 8, 8), noise(2, 5, seed=1), noise(2, 1, 8, 8, seed=2), noise(2, 6, 8, 8, seed=3)
+    before = textbook(layer.conv, x, style) + 0.7 * grain + layer.bias[None, :, None, None]
+    expected = torch.where(before > 0, before, 0.2 * before) * 2**0.5 + skip
+    torch.testing.assert_close(layer(x, style, grain, skip), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_to_rgb_is_a_plain_weighted_sum_of_styled_channels() -> None:
+    torch.manual_seed(0)
+    layer = ToRGB(6, 5)
+    torch.nn.init.normal_(layer.bias)
+    x, style = noise(2, 6, 4, 4), noise(2, 5, seed=1)
+    assert not layer.conv.demodulate
+    expected = textbook(layer.conv, x, style) + layer.bias[None, :, None, None]
+    torch.testing.assert_close(layer(x, style), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_channels_follow_base_and_maximum() -> None:
+    assert [channels_at(side, 2048, 128) for side in (4, 16, 32, 64)] == [128, 128, 64, 32]
+
+
+@pytest.mark.parametrize(("images", "group", "size"), [(8, 4, 4), (6, 2, 2), (6, 4, 6), (3, 4, 3), (1, 4, 1)])
+def test_minibatch_deviation_against_a_loop(images: int, group: int, size: int) -> None:
+    x = noise(images, 3, 4, 4)
+    result = minibatch_deviation(x, group)
+    assert result.shape == (images, 4, 4, 4)
+    torch.testing.assert_close(result[:, :3], x)
+    for first in range(0, images, size):
+        part = x[first : first + size]
+        spread = 0.0
+        for place in range(3 * 4 * 4):
+            values = part.reshape(size, -1)[:, place]
+            spread += float(((values - values.mean()) ** 2).mean() + 1e-8) ** 0.5
+        expected = torch.full((size, 4, 4), spread / 48)
+        torch.testing.assert_close(result[first : first + size, 3], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_halves_of_a_batch_form_the_groups_of_the_whole() -> None:
+    x = noise(8, 3, 4, 4)
+    halves = torch.cat([minibatch_deviation(x[:4], 2), minibatch_deviation(x[4:], 2)])
+    torch.testing.assert_close(minibatch_deviation(x, 2), halves)
+
+
+@pytest.mark.parametrize("up", [False, True])
+def test_double_backward_of_the_modulated_convolution(up: bool) -> None:
+    torch.manual_seed(0)
+    layer = ModulatedConv(2, 2, 3, 2, up=up).double()
+    # fp32 inside the demodulation is too coarse for finite differences; the modulation alone has the same graph.
+    layer.demodulate = False
+    x, style = noise(1, 2, 4, 4, dtype=torch.float64), noise(1, 2, seed=1, dtype=torch.float64)
+    assert torch.autograd.gradcheck(layer, (x.requires_grad_(), style.requires_grad_()))
+    assert torch.autograd.gradgradcheck(layer, (x, style))
+
+
+def test_double_backward_through_demodulation() -> None:
+    """Gradient of a gradient norm against central differences, coarse because demodulation is fp32."""
+    torch.manual_seed(0)
+    layer = ModulatedConv(3, 3, 3, 2)
+    x, style = noise(2, 3, 5, 5).requires_grad_(), noise(2, 2, seed=1)
+
+    def slope() -> Tensor:
+        (gradient,) = torch.autograd.grad(layer(x, style).square().sum(), x, create_graph=True)
+        return gradient.square().sum()
+
+    (exact,) = torch.autograd.grad(slope(), layer.affine.bias)
+    for k in range(3):
+        sides = []
+        for step in (0.01, -0.01):
+            with torch.no_grad():
+                layer.affine.bias[k] += step
+            sides.append(slope().item())
+            with torch.no_grad():
+                layer.affine.bias[k] -= step
+        assert exact[k].item() == pytest.approx((sides[0] - sides[1]) / 0.02, rel=0.02, abs=0.02 * exact.abs().max().item())
+
+
+def test_double_backward_of_the_residual_block() -> None:
+    torch.manual_seed(0)
+    block = ResidualBlock(2, 3).double()
+    x = noise(1, 2, 4, 4, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(block, (x,))
+    assert torch.autograd.gradgradcheck(block, (x,))
