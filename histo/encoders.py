@@ -4,23 +4,25 @@ An *encoder file* is `NAME.safetensors` (the keys of the library the encoder com
 `NAME.json`, its card: architecture, constructor arguments, key layout, input scaling, µm/px, and how it was trained.
 """
 
+import difflib
 import json
 import os
+import re
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import timm
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from timm.models import FeatureInfo
 from torch import Tensor, nn
 
 from histo.errors import InputError
 
 STRIDES = [4, 8, 16, 32]
 CARD_FORMAT = 1
+GROUP_NORM = {"norm_layer": "groupnorm"}
 
 
 @dataclass(frozen=True)
@@ -38,13 +40,30 @@ def architecture(name: str, norm: str) -> Architecture:
     Args:
         name: a timm model ("resnet50_gn", "timm:resnet18"), or "smp:" and the name of an smp encoder.
         norm: "group" asks timm for GroupNorm in every layer; "own" keeps what the model comes with.
+
+    Raises:
+        InputError: another library, or GroupNorm asked of smp, whose encoders cannot be built with it.
     """
     library, _, bare = name.rpartition(":")
     library = library or "timm"
     if library not in ("timm", "smp"):
         raise InputError(f"Encoder {name!r} names the library {library!r}; expected timm:NAME or smp:NAME.")
-    arguments = {"norm_layer": "groupnorm"} if norm == "group" and library == "timm" and "gn" not in bare else {}
+    if library == "smp" and norm == "group":
+        raise InputError(f"{name!r} comes with its own normalisation layers: add --segmenter.norm own.")
+    comes_with_it = re.search(r"(^|_)gn(_|\.|$)", bare)
+    arguments = GROUP_NORM if norm == "group" and not comes_with_it else {}
     return Architecture(library, bare, arguments)
+
+
+class TimmPyramid(nn.Module):
+    """A timm model without classifier, read at strides 4 to 32; `encoder` keeps timm's own keys."""
+
+    def __init__(self, encoder: nn.Module, indices: list[int]) -> None:
+        super().__init__()
+        self.encoder, self.indices = encoder, indices
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return self.encoder.forward_intermediates(x, indices=self.indices, intermediates_only=True)  # type: ignore[operator]
 
 
 class SmpPyramid(nn.Module):
@@ -58,50 +77,52 @@ class SmpPyramid(nn.Module):
         return list(self.encoder(x))[2:]
 
 
-def build_pyramid(wanted: Architecture) -> tuple[nn.Module, list[int]]:
+def build_pyramid(wanted: Architecture) -> tuple[TimmPyramid | SmpPyramid, list[int]]:
     """An untrained encoder that maps float [N, 3, H, W] to four feature maps of strides 4, 8, 16, 32, and their widths.
 
     Raises:
         InputError: unknown name (with near ones), arguments it does not take, or other strides than 4 to 32.
     """
+    encoder = build(wanted)
+    if wanted.library == "smp":
+        return SmpPyramid(encoder), list(encoder.out_channels)[2:]  # type: ignore[arg-type]
+    levels = list(getattr(encoder, "feature_info", []))
+    strides = [level["reduction"] for level in levels]
+    if not hasattr(encoder, "forward_intermediates") or any(strides.count(stride) != 1 for stride in STRIDES):
+        raise InputError(
+            f"{wanted.name!r} has features of strides {sorted(set(strides))}, expected one each of 4, 8, 16 and 32; "
+            "choose a convolutional pyramid such as resnet50_gn, convnext_tiny or regnety_032."
+        )
+    indices = [strides.index(stride) for stride in STRIDES]
+    return TimmPyramid(encoder, indices), [levels[index]["num_chs"] for index in indices]
+
+
+def build(wanted: Architecture) -> nn.Module:
+    """The untrained encoder itself, without classifier, as its library makes it.
+
+    Raises:
+        InputError: unknown name (with near ones), or normalisation it cannot be built with.
+    """
     if wanted.library == "smp":
         import segmentation_models_pytorch as smp  # imported here: it takes seconds and few runs need it
 
         try:
-            encoder = smp.encoders.get_encoder(wanted.name, weights=None)
-        except KeyError as error:
-            raise InputError(f"smp has no encoder named {wanted.name!r}; see segmentation_models_pytorch.") from error
-        return SmpPyramid(encoder), list(encoder.out_channels)[2:]
+            return smp.encoders.get_encoder(wanted.name, weights=None)
+        except (KeyError, RuntimeError) as error:
+            raise InputError(
+                f"smp has no encoder named {wanted.name!r}; segmentation_models_pytorch.encoders lists them."
+            ) from error
     if not timm.is_model(wanted.name):
-        near = timm.list_models(f"*{wanted.name[:6]}*")[:4]
-        hint = f"; did you mean {', '.join(near)}?" if near else "; timm.list_models() has the names."
-        raise InputError(f"timm has no model named {wanted.name!r}{hint}")
+        near = difflib.get_close_matches(wanted.name, timm.list_models(), n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models() has the names."
+        raise InputError(f"timm has no model named {wanted.name!r}; {hint}")
     try:
-        network = timm.create_model(wanted.name, pretrained=False, features_only=True, **wanted.arguments)
-        strides = _feature_info(network).reduction()
-        kept = [strides.index(stride) for stride in STRIDES]
-        network = timm.create_model(
-            wanted.name, pretrained=False, features_only=True, out_indices=kept, **wanted.arguments
-        )
-    except TypeError as error:
+        return timm.create_model(wanted.name, pretrained=False, num_classes=0, **wanted.arguments)
+    except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(
-            f"{wanted.name!r} cannot be built with {wanted.arguments}: use --segmenter.norm own."
+            f"{wanted.name!r} cannot be built with {wanted.arguments or 'its own layers'} ({error}): "
+            "use --segmenter.norm own, or another encoder."
         ) from error
-    except (ValueError, RuntimeError) as error:
-        raise InputError(
-            f"{wanted.name!r} gives no features of strides 4, 8, 16 and 32; choose a convolutional pyramid such as "
-            "resnet50_gn, convnext_tiny or regnety_032."
-        ) from error
-    return network, _feature_info(network).channels()
-
-
-def _feature_info(network: nn.Module) -> FeatureInfo:
-    return cast(FeatureInfo, network.feature_info)
-
-
-def encoder_state(pyramid: nn.Module) -> dict[str, Tensor]:
-    """Weights in the key layout of the library the encoder comes from (timm's or smp's), without classifier."""
-    return (pyramid.encoder if isinstance(pyramid, SmpPyramid) else pyramid).state_dict()
 
 
 def write_card(path: Path, tensors: dict[str, Tensor], card: dict[str, Any]) -> None:
@@ -130,6 +151,8 @@ def read_card(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]
         tensors = load_file(path)
     except (json.JSONDecodeError, SafetensorError, UnicodeDecodeError) as error:
         raise InputError(f"{path} or its card is damaged ({error}); export it again.") from error
+    if not isinstance(card, dict) or card.get("format") != CARD_FORMAT:
+        raise InputError(f"The card of {path} is not of format {CARD_FORMAT}; export it with this version of nucleate.")
     if card.get("kind") != kind:
         raise InputError(f"{path} holds {card.get('kind')!r}, expected {kind!r}: name the other file of the export.")
     return tensors, card
@@ -140,18 +163,37 @@ def load(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
 
     The model maps float [N, 3, H, W], scaled by the card's mean and std, to pooled features (timm), or to its feature
     list (smp).
+
+    Raises:
+        InputError: no encoder file, a card that asks for anything but a known architecture, or weights that do not fit.
     """
-    tensors, card = read_card(Path(path), "encoder")
-    if card["library"] == "smp":
-        pyramid, _ = build_pyramid(Architecture("smp", card["architecture"], {}))
-        model = cast(nn.Module, pyramid.encoder)
-    else:
-        model = timm.create_model(card["architecture"], pretrained=False, num_classes=0, **card["arguments"])
-    result = model.load_state_dict(tensors, strict=False)
-    if result.missing_keys or result.unexpected_keys:
+    path = Path(path)
+    tensors, card = read_card(path, "encoder")
+    try:
+        model = build(_architecture_of(card))
+    except InputError as error:
+        raise InputError(f"The card of {path} cannot be followed: {error}") from error
+    expected = model.state_dict().keys()
+    missing, unexpected = sorted(expected - tensors.keys()), sorted(tensors.keys() - expected)
+    if missing or unexpected:
         raise InputError(
-            f"{path} does not fit {card['architecture']}: {len(result.missing_keys)} keys missing "
-            f"(first {result.missing_keys[:1]}), {len(result.unexpected_keys)} unexpected "
-            f"(first {result.unexpected_keys[:1]}); was the card edited?"
+            f"{path} does not fit {card['architecture']}: {len(missing)} keys missing (first {missing[:1]}), "
+            f"{len(unexpected)} unexpected (first {unexpected[:1]}); was the card edited?"
         )
+    try:
+        # smp's encoders override load_state_dict; the module's own does the same for all.
+        nn.Module.load_state_dict(model, tensors)
+    except RuntimeError as error:
+        raise InputError(f"{path} has weights of other shapes than {card['architecture']}; export it again.") from error
     return model, card
+
+
+def _architecture_of(card: dict[str, Any]) -> Architecture:
+    """The card's architecture, refused unless it only names a known model: a card is data and may not steer timm."""
+    library, name, arguments = (card.get(key) for key in ("library", "architecture", "arguments"))
+    if library not in ("timm", "smp") or not isinstance(name, str) or arguments not in ({}, GROUP_NORM):
+        raise InputError(
+            f"it asks for {library!r} {name!r} with {arguments!r}, expected a timm or smp model with no arguments but "
+            "GroupNorm; export the encoder again."
+        )
+    return Architecture(library, name, arguments)

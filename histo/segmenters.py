@@ -22,8 +22,7 @@ from histo.encoders import Architecture, architecture, build_pyramid, read_card
 from histo.errors import InputError
 from histo.masks import renumber
 
-SEED_FILL = 0.22  # half of the codec's fill
-SMALLEST = 12  # pixels
+SMALLEST = 12  # pixels; what a network draws smaller than this is noise at any magnification in use
 
 
 @dataclass
@@ -130,11 +129,11 @@ def load(path: str | Path) -> tuple[Segmenter, dict[str, Any]]:
         InputError: no instance file, or weights that do not fit its card.
     """
     tensors, card = read_card(Path(path), "segmenter")
-    segmenter = Segmenter(SegmenterSettings(**card["settings"]))
     try:
+        segmenter = Segmenter(SegmenterSettings(**card["settings"]))
         segmenter.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise InputError(f"{path} does not fit its card's settings {card['settings']}; export it again.") from error
+    except (RuntimeError, KeyError, TypeError) as error:
+        raise InputError(f"{path} does not fit its card's settings {card.get('settings')}; export it again.") from error
     return segmenter.eval(), card
 
 
@@ -184,7 +183,7 @@ def instances_of(reading: Reading, index: int) -> NDArray[np.int32]:
     drawn = ((reading.mask[index].float() + 1) / 2).clamp(0, 1).cpu().numpy()
     logits = reading.foreground[index, 0].float().cpu().numpy()
     nucleus = logits > 0
-    seeds = decode(drawn * nucleus, fill_threshold=SEED_FILL, min_area=SMALLEST)
+    seeds = decode(drawn * nucleus, min_area=SMALLEST)
     unseeded, _ = ndimage.label(nucleus & ~ndimage.binary_dilation(seeds > 0, iterations=2))
     seeds = np.where(unseeded > 0, unseeded + seeds.max(), seeds)
     grown = watershed(-logits, seeds, mask=nucleus)

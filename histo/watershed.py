@@ -8,7 +8,8 @@ thresholds by shape follows the extremal regions of Arteta et al. (MICCAI 2012),
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.filters import threshold_otsu
-from skimage.segmentation import watershed
+from skimage.segmentation import expand_labels, watershed
 
 from histo import stains
 from histo.errors import InputError
@@ -25,19 +26,28 @@ Floats = NDArray[np.floating]
 Ints = NDArray[np.integer]
 Mask = NDArray[np.bool_]
 
-# The thresholds lie between this many spreads below Otsu's, though no lower than the first percentile, and the second.
+# The ladder starts this many spreads below Otsu's threshold, though no lower than the first percentile, and ends at the
+# second.
 _BELOW_OTSU = 0.70
-_PERCENTILES = (20.0, 99.5)
+_PERCENTILES = (20.0, 99.0)
+# Standard deviation in µm that smooths distances: maxima of a ragged outline are not centres.
+_DISTANCE_BLUR = 0.375
 # Least spread of haematoxylin (optical density) taken for stain; below it a tile is blank and its spread noise.
 _LEAST_SPREAD = 0.06
-# What a nucleus looks like, calibrated once over tiles of several organs and laboratories (benchmarks/watershed_teacher.py).
-_ELLIPSE = (0.67, 1.0)  # share of the ellipse with the same second moments that the shape fills: worthless, perfect
-_EDGE = 0.80  # gradient at the outline, in spreads per 0.25 µm, that earns full marks
+# The second look, at what the first left over: thresholds, radius in µm of its opening, and least score.
+_LEFTOVER_LEVELS = 2
+_LEFTOVER_OPENING = 0.25
+_LEFTOVER_QUALITY = 0.15
+# Pixels that join the nucleus beside them are this many spreads above Otsu's threshold.
+_JOINING = 0.3
+# What a nucleus looks like, calibrated once over five laboratories' tiles (benchmarks/watershed_teacher.py).
+_ELLIPSE = (0.67, 1.0)  # area as a share of the ellipse with the same second moments: worthless, perfect
+_EDGE = 0.85  # gradient at the outline, in spreads per 0.25 µm, that earns full marks
 _EDGE_WEIGHT = 0.70
 _CONTRAST = 1.36  # spreads above the background that earn full marks
 _WIDTH = (1.9, 4.25)  # µm, minor axis: no bonus, full bonus
 _WIDTH_WEIGHT = 0.44
-_CUT_WEIGHT = 0.50  # how much an outline that is all cut lines loses
+_CUT_WEIGHT = 0.60  # how much an outline that is all cut lines loses
 
 
 @dataclass(frozen=True)
@@ -55,24 +65,27 @@ class Watershed:
         split: least distance of two centres in a clump, above 0.
         quality: least score of a nucleus, 0 to 1; higher keeps fewer and surer ones.
         overlap: share of a nucleus that better ones may already occupy, 0 to 1; it loses these pixels.
+        reach: how far a nucleus takes in dark pixels around it, 0 or more.
     """
 
-    levels: int = 12
-    blur: float = 0.375
+    levels: int = 10
+    blur: float = 0.25
     background: float = 35.0
     background_share: float = 0.4
     smallest: float = 8.0
-    largest: float = 256.0
+    largest: float = 400.0
     hole: float = 20.0
     split: float = 1.5
     quality: float = 0.235
     overlap: float = 0.1
+    reach: float = 0.5
 
     def __post_init__(self) -> None:
         self._check("levels", 1 <= self.levels <= 64, "1 to 64")
         for name in ("blur", "background", "smallest", "split"):
             self._check(name, getattr(self, name) > 0, "a number above 0")
-        self._check("hole", self.hole >= 0, "0 or more")
+        for name in ("hole", "reach"):
+            self._check(name, getattr(self, name) >= 0, "0 or more")
         for name in ("background_share", "quality", "overlap"):
             self._check(name, 0 <= getattr(self, name) <= 1, "0 to 1")
         self._check("largest", self.largest > self.smallest, f"more than smallest, {self.smallest}")
@@ -127,15 +140,16 @@ def segment(image: torch.Tensor, mpp: float | None, settings: Watershed | None =
         )
     settings = settings or Watershed()
     scene = _scene(image, mpp, settings)
-    found: list[_Candidates] = []
     low, high = np.percentile(scene.stain, _PERCENTILES)
     low = max(low, scene.otsu - _BELOW_OTSU * scene.spread)
-    for threshold in np.linspace(low, high, settings.levels, endpoint=False):
-        mask = _filled(scene.stain > threshold, settings.hole / mpp**2)
-        components = ndimage.label(mask)[0]
-        found.append(_candidates(components, scene, settings))
-        found.append(_candidates(_pieces(mask, mpp, settings), scene, settings))
-    return _best(found, scene.stain.shape, settings)
+    nuclei = np.zeros(scene.stain.shape, np.int32)
+    masks = (scene.stain > level for level in np.linspace(low, high, settings.levels, endpoint=False))
+    _add_best(nuclei, masks, scene, settings)
+    leftovers = _leftovers(nuclei, np.linspace(scene.otsu, high, _LEFTOVER_LEVELS, endpoint=False), scene)
+    _add_best(nuclei, leftovers, scene, replace(settings, quality=min(settings.quality, _LEFTOVER_QUALITY)))
+    dark = scene.stain > scene.otsu + _JOINING * scene.spread
+    reached = expand_labels(nuclei, settings.reach / mpp)
+    return np.where(dark, reached, nuclei)
 
 
 def _scene(image: torch.Tensor, mpp: float, settings: Watershed) -> _Scene:
@@ -161,7 +175,7 @@ def _filled(mask: Mask, largest: float) -> Mask:
 
 def _pieces(mask: Mask, mpp: float, settings: Watershed) -> Ints:
     """Components cut at their necks: watershed of the distance to the background, one basin per maximum."""
-    distance = ndimage.gaussian_filter(ndimage.distance_transform_edt(mask).astype(np.float32), settings.blur / mpp)
+    distance = ndimage.gaussian_filter(ndimage.distance_transform_edt(mask).astype(np.float32), _DISTANCE_BLUR / mpp)
     window = 2 * round(settings.split / mpp) + 1
     peaks = mask & (ndimage.maximum_filter(distance, window) == distance)
     return watershed(-distance, ndimage.label(peaks)[0], mask=mask)
@@ -229,12 +243,24 @@ def _outlines(labels: Ints) -> tuple[Mask, Mask]:
     return outline, cut
 
 
-def _best(found: list[_Candidates], shape: tuple[int, ...], settings: Watershed) -> NDArray[np.int32]:
-    """Candidates by descending score, each kept unless better ones already cover too much of it."""
+def _leftovers(nuclei: NDArray[np.int32], levels: Floats, scene: _Scene) -> Iterator[Mask]:
+    """What is darker than each level and belongs to no nucleus, without the slivers along the nuclei."""
+    disk = _disk(round(_LEFTOVER_OPENING / scene.mpp))
+    free = nuclei == 0
+    for level in levels:
+        yield ndimage.binary_opening((scene.stain > level) & free, disk)
+
+
+def _add_best(nuclei: NDArray[np.int32], masks: Iterable[Mask], scene: _Scene, settings: Watershed) -> None:
+    """Add the candidates of all masks by descending score, each unless nuclei already cover too much of it."""
+    found = []
+    for mask in masks:
+        filled = _filled(mask, settings.hole / scene.mpp**2)
+        found.append(_candidates(ndimage.label(filled)[0], scene, settings))
+        found.append(_candidates(_pieces(filled, scene.mpp, settings), scene, settings))
     entries = [(group, k) for group in found for k in range(len(group.ids))]
     order = np.argsort(-np.concatenate([group.scores for group in found]), kind="stable")
-    nuclei = np.zeros(shape, np.int32)
-    count = 0
+    count = int(nuclei.max())
     for group, k in (entries[i] for i in order):
         window = nuclei[group.boxes[k]]
         own = group.labels[group.boxes[k]] == group.ids[k]
@@ -242,8 +268,12 @@ def _best(found: list[_Candidates], shape: tuple[int, ...], settings: Watershed)
         if np.count_nonzero(free) >= (1 - settings.overlap) * np.count_nonzero(own):
             count += 1
             window[free] = count
-    return nuclei
 
 
 def _ramp(values: Floats, zero: float, one: float) -> Floats:
     return np.clip((values - zero) / (one - zero), 0, 1)
+
+
+def _disk(radius: int) -> Mask:
+    y, x = np.ogrid[-radius : radius + 1, -radius : radius + 1]
+    return y * y + x * x <= radius * radius

@@ -75,9 +75,9 @@ def test_dropout_scales_what_it_keeps_and_is_off_outside_training() -> None:
     assert keep.unique().tolist() == [0, pytest.approx(4 / 3)]
     assert (keep == 0).float().mean().item() == pytest.approx(0.25, abs=0.03)
     assert keep.mean().item() == pytest.approx(1, abs=0.04)
-    assert torch.equal(
-        generator.style(0, "style", [0, 1], training=False).keep, torch.ones(2, 400)
-    ), "nothing may be dropped outside training"
+    assert torch.equal(generator.style(0, "style", [0, 1], training=False).keep, torch.ones(2, 400)), (
+        "nothing may be dropped outside training"
+    )
     whole = generator_of(64, dropout=0).style(0, "style", [0], training=True)
     assert torch.equal(whole.keep, torch.ones(1, 12))
 

@@ -6,7 +6,15 @@ from scipy import stats
 
 from histo.randomness import draws
 
-KEYS = [(0, "crop", 0), (0, "crop", 1), (0, "style", 0), (1, "crop", 0), (-1, "crop", 0), (0, "crop", 2**40), (0, "", 0)]
+KEYS = [
+    (0, "crop", 0),
+    (0, "crop", 1),
+    (0, "style", 0),
+    (1, "crop", 0),
+    (-1, "crop", 0),
+    (0, "crop", 2**40),
+    (0, "", 0),
+]
 
 
 def test_equal_keys_give_equal_draws() -> None:

@@ -23,6 +23,10 @@ def feed(buffer: ReplayBuffer, batches: range, size: int = 4) -> list[list[int]]
     return judged
 
 
+def flat(batches: list[list[int]]) -> list[int]:
+    return [value for batch in batches for value in batch]
+
+
 def test_fills_first_and_judges_what_is_new() -> None:
     buffer = ReplayBuffer(seed=0, capacity=8)
     assert feed(buffer, range(2)) == [[0, 1, 2, 3], [4, 5, 6, 7]]
@@ -31,7 +35,7 @@ def test_fills_first_and_judges_what_is_new() -> None:
 
 def test_swaps_about_half_and_loses_nothing() -> None:
     buffer = ReplayBuffer(seed=0, capacity=20)
-    judged = [value for batch in feed(buffer, range(200)) for value in batch]
+    judged = flat(feed(buffer, range(200)))
     later = list(zip(judged[20:], range(20, 800), strict=True))
     swapped = [(old, new) for old, new in later if old != new]
     assert 0.43 < len(swapped) / len(later) < 0.57
@@ -49,10 +53,9 @@ def test_all_slots_are_used() -> None:
 
 def test_a_swap_is_keyed_by_the_image_not_by_the_batch() -> None:
     one, other = ReplayBuffer(seed=1, capacity=4), ReplayBuffer(seed=1, capacity=4)
-    by_four = sum(feed(one, range(10), size=4), [])
-    by_one = sum(feed(other, range(40), size=1), [])
-    assert by_four == by_one
-    assert by_four != sum(feed(ReplayBuffer(seed=2, capacity=4), range(10), size=4), [])
+    by_four = flat(feed(one, range(10), size=4))
+    assert by_four == flat(feed(other, range(40), size=1))
+    assert by_four != flat(feed(ReplayBuffer(seed=2, capacity=4), range(10), size=4))
 
 
 def test_judged_fakes_are_detached_and_the_buffer_keeps_copies() -> None:

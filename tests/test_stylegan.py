@@ -39,7 +39,7 @@ def filtered(x: Tensor, lead: int, trail: int, gain: float = 1.0) -> Tensor:
 def textbook(layer: ModulatedConv, x: Tensor, style: Tensor) -> Tensor:
     """Equations 1 to 3: weights modulated and demodulated for each image, which is convolved on its own."""
     scales = F.linear(style, layer.affine.weight / style.shape[1] ** 0.5, layer.affine.bias)
-    outputs, inputs, kernel, _ = layer.weight.shape
+    _, inputs, kernel, _ = layer.weight.shape
     images = []
     for image, scale in zip(x, scales, strict=True):
         weight = layer.weight / (inputs * kernel**2) ** 0.5 * scale[None, :, None, None]
@@ -118,6 +118,7 @@ def test_upsample_is_zero_insertion_and_filtering_away_from_the_border() -> None
 def test_halving_convolution_filters_first(kernel: int) -> None:
     torch.manual_seed(0)
     layer = EqualConv(4, 5, kernel, down=True)
+    assert layer.bias is not None
     torch.nn.init.normal_(layer.bias)
     x = noise(2, 4, 12, 12)
     pad = 1 if kernel == 1 else 2
@@ -143,8 +144,8 @@ def test_lr_multiplier_slows_the_layer_down() -> None:
         x = noise(4, 16)
         before = layer(x)
         with torch.no_grad():
-            layer.weight += 0.001
-            layer.bias += 0.001
+            layer.weight.add_(0.001)
+            layer.bias.add_(0.001)
         moves.append(layer(x) - before)
     torch.testing.assert_close(moves[1], moves[0] * 0.01, rtol=0.1, atol=1e-6)
 
@@ -247,7 +248,9 @@ def test_double_backward_through_demodulation() -> None:
             sides.append(slope().item())
             with torch.no_grad():
                 layer.affine.bias[k] -= step
-        assert exact[k].item() == pytest.approx((sides[0] - sides[1]) / 0.02, rel=0.02, abs=0.02 * exact.abs().max().item())
+        assert exact[k].item() == pytest.approx(
+            (sides[0] - sides[1]) / 0.02, rel=0.02, abs=0.02 * exact.abs().max().item()
+        )
 
 
 def test_double_backward_of_the_residual_block() -> None:

@@ -174,7 +174,7 @@ def test_a_non_finite_loss_stops_with_its_name(
         (["--train.images", "many"], "--train.images is 'many', expected a whole number"),
         (["--train.batch_size", "0"], "train.batch_size is 0, expected 1 or more"),
         (["--train.learning_rate", "7"], "train.learning_rate is 7"),
-        (["--loss.guidance_kind", "maskrcnn"], "expected one of none, semantic"),
+        (["--loss.guidance_kind", "maskrcnn"], "expected one of semantic, none"),
         (["--segmenter.encoder", "resnet5_gn"], "timm has no model named 'resnet5_gn'"),
         (["--run.resume", "/nowhere"], "expected auto, never or a checkpoint folder"),
         (["--data.mpp", "-1"], "data.mpp is -1"),

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from histo.watershed import segment as segment_by_watershed
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -20,8 +19,10 @@ from histo.randomness import draws
 from histo.segmenters import instances_of
 from histo.segmenters import segment as segment_by_network
 from histo.tiles import Tile
-from translate.domains import DataSettings, Domains, nucleated_crop
+from histo.watershed import segment as segment_by_watershed
+from translate.domains import DataSettings, Domains
 from translate.engine import Translator
+from translate.stream import nucleated_crop
 
 MASKS = 16
 HELD_OUT = 24

@@ -1,24 +1,13 @@
-"""The two unpaired domains, tissue tiles and mask images, by global image index.
+"""The two unpaired domains, tissue tiles and nucleus masks: where they come from, and that no pair is among them."""
 
-Everything drawn here (order, crop, flips, fill of the nuclei) is keyed by (seed, image index): the item at an index is
-the same in every process, worker and life of a run, which is what makes resuming exact.
-"""
-
-import signal
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
-from histo.codec import encode
-from histo.crops import crop
 from histo.errors import InputError
 from histo.masks import read_instances, write_instances
 from histo.phantom import PhantomTissue
@@ -28,7 +17,6 @@ from histo.watershed import segment
 
 PHANTOM_MPP = 0.5
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".npy")
-ATTEMPTS = 8
 
 
 @dataclass
@@ -122,24 +110,36 @@ def open_domains(settings: DataSettings, seed: int, folder: Path | None, progres
             a single nucleus.
     """
     tissue, holdout = _open_tissue(settings, seed)
-    shown = list(range(len(tissue)))
+    everything = list(range(len(tissue)))
+    order = draws(seed, "donors", 0).permutation(len(tissue)).tolist()
+    donors, others = sorted(order[::2]), sorted(order[1::2])
+    masks: Tiles
     if settings.masks == "watershed":
-        order = draws(seed, "donors", 0).permutation(len(tissue)).tolist()
-        donors, shown = sorted(order[::2]), sorted(order[1::2])
-        if not shown:
+        if not others:
             raise InputError(
-                "Watershed pseudo-masks need at least two tissue tiles: one to show, one to read masks from."
+                "Watershed pseudo-masks need two tissue tiles or more: some to show, some to read masks from."
             )
-        masks: Tiles = MaskSet(_watershed_masks(tissue, donors, folder, progress), settings.cache_mb)
-        origin = (
-            f"watershed pseudo-masks of {len(donors)} tissue tiles that are never shown; "
-            f"the other {len(shown)} are shown and give no masks, so no pair exists"
-        )
+        shown = others
+        masks = MaskSet(_watershed_masks(tissue, donors, folder, progress), settings.cache_mb)
+        origin = f"watershed pseudo-masks of {_apart(donors, others)}"
     elif settings.masks == "phantom":
-        masks = _phantom(settings, seed + 1, "train")
+        shown, masks = everything, _phantom(settings, seed + 1, "train")
         origin = "exact masks of phantom tissue of another seed"
+    elif (Path(settings.masks) / "tiles.csv").is_file():
+        named = _labelled(settings)
+        images = {entry.path.resolve() for entry in tissue.entries} if isinstance(tissue, TileSet) else set()
+        if images.isdisjoint(named):
+            shown, files = everything, list(named.values())
+            origin = f"{len(files)} instance maps named by {settings.masks}/tiles.csv"
+        else:  # the tissue's own labels: half of the tiles give masks, the other half are shown
+            assert isinstance(tissue, TileSet)
+            giving = [tissue.entries[k].path.resolve() for k in donors]
+            shown, files = others, [named[image] for image in giving if image in named]
+            origin = f"labels of {_apart(donors, others)}"
+        masks = MaskSet(files, settings.cache_mb)
     else:
-        masks, origin = _open_masks(Path(settings.masks), settings.cache_mb)
+        shown, files = everything, _mask_files(Path(settings.masks))
+        masks, origin = MaskSet(files, settings.cache_mb), f"{len(files)} instance maps of {settings.masks}"
     if folder is not None:
         _refuse_empty(masks, settings.masks)
     facts = {"tissue": tissue.describe(), "held out": holdout.describe() if len(holdout) else "none", "masks": origin}
@@ -169,19 +169,36 @@ def _phantom(settings: DataSettings, seed: int, split: Literal["train", "test"])
     return PhantomTissue(seed, size=size, mpp=mpp, split=split, cache_mb=settings.cache_mb)
 
 
-def _open_masks(path: Path, cache_mb: float) -> tuple[Tiles, str]:
-    if path.is_dir() and (path / "tiles.csv").is_file():
-        tiles = open_tiles(path)
-        files = [entry.mask for entry in tiles.entries if entry.mask is not None]
-        if not files:
-            raise InputError(f"{path / 'tiles.csv'} names no masks; fill its column mask, or name a folder of masks.")
-        return MaskSet(files, cache_mb), f"{len(files)} instance maps named by {path / 'tiles.csv'}"
+def _apart(donors: list[int], others: list[int]) -> str:
+    return (
+        f"{len(donors)} tissue tiles that are never shown; the other {len(others)} are shown and give no masks, "
+        "so no pair exists"
+    )
+
+
+def _labelled(settings: DataSettings) -> dict[Path, Path]:
+    """Instance map by image of a folder whose tiles.csv names masks, of the split to learn from only."""
+    entries = open_tiles(settings.masks).entries
+    found = {
+        entry.path.resolve(): entry.mask
+        for entry in entries
+        if entry.mask is not None and entry.split in (settings.split, None)
+    }
+    if not found:
+        raise InputError(
+            f"{settings.masks}/tiles.csv names no masks of split {settings.split!r}; fill its column mask, or name a "
+            "folder of masks."
+        )
+    return found
+
+
+def _mask_files(path: Path) -> list[Path]:
     if not path.is_dir():
         raise InputError(f"--data.masks {str(path)!r} is no folder; expected a folder of masks, watershed or phantom.")
     files = sorted(p for p in path.rglob("*") if p.suffix.lower() in MASK_SUFFIXES and not p.name.startswith("."))
     if not files:
         raise InputError(f"{path} holds no instance maps; expected files ending in {', '.join(MASK_SUFFIXES)}.")
-    return MaskSet(files, cache_mb), f"{len(files)} instance maps of {path}"
+    return files
 
 
 def _watershed_masks(tissue: Tiles, donors: list[int], folder: Path | None, progress: bool) -> list[Path]:
@@ -204,92 +221,3 @@ def _refuse_empty(masks: Tiles, named: str) -> None:
         if instances is not None and instances.any():
             return
     raise InputError(f"None of the {len(masks)} masks of {named!r} holds a nucleus; check the masks or the µm/px.")
-
-
-class UnpairedCrops(Dataset):
-    """Crops of tissue and of masks by global image index: the two orders are shuffled apart.
-
-    An item is a dict: `tissue` uint8 [3, r, r], `mask` uint8 [3, r, r], `foreground` bool [1, r, r], `index` int.
-    """
-
-    def __init__(self, domains: Domains, settings: DataSettings, seed: int) -> None:
-        self.domains, self.settings, self.seed = domains, settings, seed
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        shown = self.domains.shown[shuffled(self.seed, "tissue order", index, len(self.domains.shown))]
-        tissue = self._crop(self.domains.tissue[shown], draws(self.seed, "tissue crop", index))
-        donor = self.domains.masks[shuffled(self.seed, "mask order", index, len(self.domains.masks))]
-        mask = nucleated_crop(donor, self.settings, draws(self.seed, "mask crop", index))
-        assert mask.instances is not None
-        image = encode(mask.instances, mask.types, draws(self.seed, "fill", index))
-        return {
-            "tissue": torch.from_numpy(tissue.image),
-            "mask": torch.from_numpy(image),
-            "foreground": torch.from_numpy(mask.instances > 0)[None],
-            "index": index,
-        }
-
-    def _crop(self, tile: Tile, generator: np.random.Generator) -> Tile:
-        bare = replace(tile, instances=None, types=None)
-        return crop(bare, self.settings.tile_size, generator, smallest_side=self.settings.smallest_crop)
-
-
-def nucleated_crop(tile: Tile, settings: DataSettings, generator: np.random.Generator) -> Tile:
-    """A crop of a mask with nuclei and background; after a few tries without, the last one is taken as it is."""
-    for _ in range(ATTEMPTS):
-        taken = crop(tile, settings.tile_size, generator, smallest_side=settings.smallest_crop)
-        assert taken.instances is not None
-        nuclei = taken.instances > 0
-        if nuclei.any() and not nuclei.all():
-            break
-    return taken
-
-
-def shuffled(seed: int, stream: str, index: int, count: int) -> int:
-    """Which of `count` items the global index falls on: each once an epoch, in an order of that epoch's own."""
-    epoch, place = divmod(index, count)
-    return int(_epoch_order(seed, stream, epoch, count)[place])
-
-
-@lru_cache(maxsize=8)
-def _epoch_order(seed: int, stream: str, epoch: int, count: int) -> NDArray[np.int64]:
-    return draws(seed, stream, epoch).permutation(count)
-
-
-class ImageClock(Sampler[list[int]]):
-    """Global image indices of this process, batch by batch, from `start` to `stop`: a pure function of images seen.
-
-    A batch of all processes is a run of `batch` indices; process `rank` takes its share of neighbours.
-    """
-
-    def __init__(self, start: int, stop: int, batch: int, rank: int, processes: int) -> None:
-        if batch % processes:
-            raise InputError(f"train.batch_size is {batch}, expected a multiple of the {processes} processes.")
-        self.start, self.stop, self.batch = start, stop, batch
-        self.rank, self.share = rank, batch // processes
-
-    def __len__(self) -> int:
-        return max(0, -(-(self.stop - self.start) // self.batch))
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for first in range(self.start, self.stop, self.batch):
-            mine = first + self.rank * self.share
-            yield list(range(mine, mine + self.share))
-
-
-def _leave_signals_to_the_parent(worker: int) -> None:
-    """A Ctrl-C or a SIGTERM to the whole group must not kill a worker under a parent that is about to save."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    torch.set_num_threads(1)
-
-
-def loader(crops: UnpairedCrops, clock: ImageClock, workers: int) -> DataLoader:
-    """Batches in the clock's order, decoded by `workers` processes."""
-    return DataLoader(
-        crops,
-        batch_sampler=clock,
-        num_workers=workers,
-        worker_init_fn=_leave_signals_to_the_parent if workers else None,
-        pin_memory=torch.cuda.is_available(),
-    )

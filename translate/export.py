@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from histo.encoders import encoder_state, write_card
+from histo.encoders import write_card
 from translate.engine import Translator
 from translate.recipe import Recipe
 
@@ -47,7 +47,9 @@ def export(translator: Translator, recipe: Recipe, mpp: float | None, facts: dic
         "arguments": shape.arguments,
         "keys": f"{shape.library}, without classifier",
     }
-    write_card(folder / "encoder.safetensors", encoder_state(segmenter.encoder), {**card, **inputs, **scaling, **made})
+    write_card(
+        folder / "encoder.safetensors", segmenter.encoder.encoder.state_dict(), {**card, **inputs, **scaling, **made}
+    )
 
 
 def revision() -> str | None:

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from histo.running.report import Report
 
+from histo.running.report import Report
 from histo.running.runs import RunFolder
 from histo.running.settings import as_yaml
 from histo.running.tracking import read_log

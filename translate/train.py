@@ -30,12 +30,13 @@ try:
     from histo.running.settings import as_yaml, read_settings, run_script
     from histo.running.tracking import Tracker
     from translate.agreement import Probe, measure
-    from translate.domains import Domains, ImageClock, UnpairedCrops, loader, open_domains
+    from translate.domains import Domains, open_domains
     from translate.engine import Batch, Translator
     from translate.export import export
     from translate.losses import NonFiniteLoss
     from translate.panels import draw_panels
     from translate.recipe import FIXED, PRESET, Recipe
+    from translate.stream import ImageClock, UnpairedCrops, loader
     from translate.summary import write_report
 except ModuleNotFoundError as error:
     sys.exit(f"error: {error.name!r} is not installed: run `pip install -e .` in nucleate's folder.")
@@ -70,8 +71,11 @@ def train(recipe: Recipe, run: RunFolder, source: Path | None) -> None:
     accelerator = _accelerator(recipe)
     first = accelerator.is_main_process
     stop = StopRequest()
+    checkpoint = checkpoints.load(source) if source else None
     if first:
         run.create(as_yaml(recipe))
+        if checkpoint is not None:
+            checkpoints.forget_after(run.checkpoints, checkpoint.facts["images"])
 
     # Data
     with accelerator.main_process_first():
@@ -81,8 +85,7 @@ def train(recipe: Recipe, run: RunFolder, source: Path | None) -> None:
     # Networks, from scratch or as they were
     translator = Translator(recipe, accelerator)
     untrained: dict[str, float] = {}
-    if source is not None:
-        checkpoint = checkpoints.load(source)
+    if checkpoint is not None:
         translator.restore(checkpoint)
         untrained = checkpoint.facts["untrained"]
     clock = ImageClock(
@@ -112,7 +115,7 @@ def train(recipe: Recipe, run: RunFolder, source: Path | None) -> None:
     sums: dict[str, list[torch.Tensor]] = defaultdict(list)
     pace = _Pace(translator.images)
     iterator = iter(batches)
-    while translator.images < recipe.train.images and not stop:
+    while translator.images < recipe.train.images and not _anywhere(stop, accelerator):
         pace.waits(True)
         batch = _on_device(next(iterator), accelerator.device)
         pace.waits(False)
@@ -139,11 +142,11 @@ def train(recipe: Recipe, run: RunFolder, source: Path | None) -> None:
     del iterator  # ends the loader's workers
     bar.close()
     save()
-    if stop:
+    if translator.images < recipe.train.images:
         tracker.close()
         if first:
             print(
-                f"Stopped by {stop.reason} at {translator.images} images, state saved; "
+                f"Stopped by {stop.reason or 'another process'} at {translator.images} images, state saved; "
                 f"continue with --run.dir {run.path} --run.resume auto.",
                 flush=True,
             )
@@ -154,6 +157,13 @@ def train(recipe: Recipe, run: RunFolder, source: Path | None) -> None:
         tracker.scalars(translator.images, report.scores)
         tracker.close()
         print(f"Done: {translator.images} images. {report.sentence}\nReport: {report.path}   Exports: {run.export}")
+
+
+def _anywhere(stop: StopRequest, accelerator: Accelerator) -> bool:
+    """Whether any process was asked to stop: all must leave at the same step, or the others would wait for it."""
+    if accelerator.num_processes == 1:
+        return bool(stop)
+    return bool(accelerator.reduce(torch.tensor(float(bool(stop)), device=accelerator.device), "sum") > 0)
 
 
 def _look(probe: Probe, translator: Translator, tracker: Tracker, untrained: dict[str, float], bar: tqdm) -> None:

@@ -40,6 +40,8 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         The folder of the new checkpoint.
     """
     target = folder / f"{checkpoint.facts['images']:012d}"
+    if (target / MANIFEST).exists():
+        return target  # the state at an image count is the same by construction, and rewriting it could lose it
     aside = folder / f"{ASIDE}{target.name}"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -53,12 +55,10 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     (aside / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
     _sync(aside / MANIFEST)
     _sync(aside)
-    if target.exists():  # saved again at the same image count: the state is the same by construction
-        shutil.rmtree(target)
     os.rename(aside, target)
     _sync(folder)
-    for old in complete(folder)[:-keep]:
-        shutil.rmtree(old)
+    for old in [path for path in complete(folder) if path != target][: 1 - keep or None]:
+        _remove(old)
     return target
 
 
@@ -77,9 +77,11 @@ def load(path: Path) -> Checkpoint:
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         hashes, facts = manifest["sha256"], manifest["facts"]
+        if not (isinstance(hashes, dict) and isinstance(facts, dict)):
+            raise ValueError("sha256 and facts must be mappings")
     except FileNotFoundError as error:
         raise InputError(f"{path} is no checkpoint: it has no {MANIFEST}; name a folder RUN/checkpoints/N.") from error
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path / MANIFEST} is damaged ({error}); resume from another checkpoint.") from error
     tensors = {}
     for name, expected in hashes.items():
@@ -91,6 +93,13 @@ def load(path: Path) -> Checkpoint:
         except SafetensorError as error:
             raise InputError(f"{file} is no safetensors file ({error}); resume from another checkpoint.") from error
     return Checkpoint(tensors, facts)
+
+
+def forget_after(folder: Path, images: int) -> None:
+    """Take away checkpoints beyond an image count: a run that goes back starts another life from there."""
+    for path in complete(folder):
+        if int(path.name) > images:
+            _remove(path)
 
 
 def sweep(folder: Path) -> None:
@@ -112,6 +121,14 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
         index, _, key = name.partition(".")
         state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _remove(checkpoint: Path) -> None:
+    """Take a checkpoint away; it stops counting as complete at once, and a kill leaves only what `sweep` removes."""
+    aside = checkpoint.with_name(f"{ASIDE}old-{checkpoint.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.rename(checkpoint, aside)
+    shutil.rmtree(aside)
 
 
 def _digest(path: Path) -> str:

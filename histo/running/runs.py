@@ -92,7 +92,10 @@ class RunFolder:
         """
         if not self.config.exists():
             return
-        past = _flat(yaml.safe_load(self.config.read_text(encoding="utf-8")) or {})
+        try:
+            past = _flat(dict(yaml.safe_load(self.config.read_text(encoding="utf-8"))))
+        except (yaml.YAMLError, ValueError, TypeError) as error:
+            raise InputError(f"{self.config} is damaged; restore it, or name another --run.dir.") from error
         for name, value in _flat(wanted).items():
             matters = name in fixed or name.partition(".")[0] in fixed
             if matters and name in past and past[name] != value:

@@ -21,6 +21,7 @@ from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 from histo.errors import InputError
 
 T = TypeVar("T")
+_NO_SETTINGS = ("config", "dry_run", "debug", "help", "print_config")
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,8 @@ def read_settings(kind: type[T], program: str, description: str, argv: Sequence[
         configs = [preset]
         arguments = ["--config", str(preset), *arguments]
     known = {action.dest for action in parser._actions}
-    for path in configs:
-        _refuse_unknown_keys(path, known)
+    empty = [path for path in configs if not _checked_keys(path, known)]
+    arguments = _without_configs(arguments, empty)
     _refuse_unknown_flags(arguments, known)
     try:
         parsed = parser.parse_args(arguments)
@@ -106,9 +107,23 @@ def _named_configs(arguments: list[str]) -> list[Path]:
     ]
 
 
+def _without_configs(arguments: list[str], left_out: list[Path]) -> list[str]:
+    """The arguments without some configs: jsonargparse refuses a file that sets nothing."""
+    kept: list[str] = []
+    for token in arguments:
+        names_one = Path(token.removeprefix("--config=")) in left_out
+        if names_one and token.startswith("--config="):
+            continue
+        if names_one and kept and kept[-1] == "--config":
+            kept.pop()
+            continue
+        kept.append(token)
+    return kept
+
+
 def _refuse_late_configs(arguments: list[str]) -> None:
     flags = [token.partition("=")[0] for token in arguments if token.startswith("--")]
-    settings = [k for k, flag in enumerate(flags) if "." in flag or flag == "--seed"]
+    settings = [k for k, flag in enumerate(flags) if flag.removeprefix("--") not in _NO_SETTINGS]
     configs = [k for k, flag in enumerate(flags) if flag == "--config"]
     if settings and configs and settings[0] < configs[-1]:
         raise InputError(
@@ -131,7 +146,8 @@ def _refuse_unknown_flags(arguments: list[str], known: set[str]) -> None:
             raise InputError(f"There is no setting --{name}; {_suggestion(name, known)}")
 
 
-def _refuse_unknown_keys(path: Path, known: set[str]) -> None:
+def _checked_keys(path: Path, known: set[str]) -> dict[str, Any]:
+    """The content of a config whose every key is a setting."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except OSError as error:
@@ -152,10 +168,16 @@ def _refuse_unknown_keys(path: Path, known: set[str]) -> None:
             name = f"{prefix}{key}"
             if name not in known:
                 raise InputError(f"Config {path} has the unknown setting {name}; {_suggestion(name, known)}")
+            is_group = any(other.startswith(f"{name}.") for other in known)
+            if is_group and not isinstance(value, dict):
+                raise InputError(
+                    f"Config {path} sets the group {name} to {value!r}; expected `{name}: {{key: value}}`."
+                )
             if isinstance(value, dict):
                 walk(value, f"{name}.")
 
     walk(content, "")
+    return content
 
 
 def _one_sentence(message: str) -> str:

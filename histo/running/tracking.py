@@ -28,24 +28,11 @@ class Tracker:
         if not enabled:
             return
         self.log = folder / "log.jsonl"
-        kept = [line for line in self._lines() if json.loads(line)["images"] <= start]
+        kept = [record for record in read_log(folder) if record["images"] <= start and start > 0]
         aside = self.log.with_suffix(".tmp")
-        aside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        aside.write_text("".join(_line(record) for record in kept), encoding="utf-8")
         os.replace(aside, self.log)
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1 if start else None)
-
-    def _lines(self) -> list[str]:
-        """Whole records of the log; a last line cut off by a kill is left out."""
-        if not self.log.exists():
-            return []
-        lines = []
-        for line in self.log.read_text(encoding="utf-8").splitlines():
-            try:
-                json.loads(line)
-            except json.JSONDecodeError:
-                break
-            lines.append(line)
-        return lines
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1 if start else 0)
 
     def scalars(self, images: int, values: dict[str, float]) -> None:
         """Record named numbers ("loss/cycle_mask", "speed/images_per_second") at an image count."""
@@ -77,11 +64,20 @@ class Tracker:
 
     def _record(self, entry: dict[str, Any]) -> None:
         with self.log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            file.write(_line(entry))
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """All whole records of RUN/log.jsonl, oldest first."""
-    tracker = Tracker(folder, 0, enabled=False)
-    tracker.log = folder / "log.jsonl"
-    return [json.loads(line) for line in tracker._lines()]
+    """All whole records of RUN/log.jsonl, oldest first; a last line cut off by a kill is left out."""
+    path = folder / "log.jsonl"
+    records: list[dict[str, Any]] = []
+    for line in path.read_bytes().split(b"\n") if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False) + "\n"

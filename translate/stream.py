@@ -1,0 +1,114 @@
+"""Batches of unpaired crops by global image index.
+
+Everything drawn here (order, crop, flips, fill of the nuclei) is keyed by (seed, image index): the item at an index is
+the same in every process, worker and life of a run, which is what makes resuming exact.
+"""
+
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from histo.codec import encode
+from histo.crops import crop
+from histo.errors import InputError
+from histo.randomness import draws
+from histo.tiles import Tile
+from translate.domains import DataSettings, Domains
+
+ATTEMPTS = 8  # crops of a mask tried before one without nuclei is taken
+
+
+class UnpairedCrops(Dataset):
+    """Crops of tissue and of masks by global image index: the two orders are shuffled apart.
+
+    An item is a dict: `tissue` uint8 [3, r, r], `mask` uint8 [3, r, r], `foreground` bool [1, r, r], `index` int.
+    """
+
+    def __init__(self, domains: Domains, settings: DataSettings, seed: int) -> None:
+        self.domains, self.settings, self.seed = domains, settings, seed
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        shown = self.domains.shown[shuffled(self.seed, "tissue order", index, len(self.domains.shown))]
+        tissue = self._crop(self.domains.tissue[shown], draws(self.seed, "tissue crop", index))
+        donor = self.domains.masks[shuffled(self.seed, "mask order", index, len(self.domains.masks))]
+        mask = nucleated_crop(donor, self.settings, draws(self.seed, "mask crop", index))
+        assert mask.instances is not None
+        image = encode(mask.instances, mask.types, draws(self.seed, "fill", index))
+        return {
+            "tissue": torch.from_numpy(tissue.image),
+            "mask": torch.from_numpy(image),
+            "foreground": torch.from_numpy(mask.instances > 0)[None],
+            "index": index,
+        }
+
+    def _crop(self, tile: Tile, generator: np.random.Generator) -> Tile:
+        bare = replace(tile, instances=None, types=None)
+        return crop(bare, self.settings.tile_size, generator, smallest_side=self.settings.smallest_crop)
+
+
+def nucleated_crop(tile: Tile, settings: DataSettings, generator: np.random.Generator) -> Tile:
+    """A crop of a mask with nuclei and background; after a few tries without, the last one is taken as it is."""
+    for _ in range(ATTEMPTS):
+        taken = crop(tile, settings.tile_size, generator, smallest_side=settings.smallest_crop)
+        assert taken.instances is not None
+        nuclei = taken.instances > 0
+        if nuclei.any() and not nuclei.all():
+            break
+    return taken
+
+
+def shuffled(seed: int, stream: str, index: int, count: int) -> int:
+    """Which of `count` items the global index falls on: each once an epoch, in an order of that epoch's own."""
+    epoch, place = divmod(index, count)
+    return int(_epoch_order(seed, stream, epoch, count)[place])
+
+
+@lru_cache(maxsize=8)
+def _epoch_order(seed: int, stream: str, epoch: int, count: int) -> NDArray[np.int64]:
+    return draws(seed, stream, epoch).permutation(count)
+
+
+class ImageClock(Sampler[list[int]]):
+    """Global image indices of this process, batch by batch, from `start` to `stop`: a pure function of images seen.
+
+    A batch of all processes is a run of `batch` indices; process `rank` takes its share of neighbours.
+    """
+
+    def __init__(self, start: int, stop: int, batch: int, rank: int, processes: int) -> None:
+        if batch % processes:
+            raise InputError(f"train.batch_size is {batch}, expected a multiple of the {processes} processes.")
+        self.start, self.stop, self.batch = start, stop, batch
+        self.rank, self.share = rank, batch // processes
+
+    def __len__(self) -> int:
+        return max(0, -(-(self.stop - self.start) // self.batch))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for first in range(self.start, self.stop, self.batch):
+            mine = first + self.rank * self.share
+            yield list(range(mine, mine + self.share))
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """A Ctrl-C or a SIGTERM to the whole group must not kill a worker under a parent that is about to save."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+def loader(crops: UnpairedCrops, clock: ImageClock, workers: int) -> DataLoader:
+    """Batches in the clock's order, decoded by `workers` processes."""
+    return DataLoader(
+        crops,
+        batch_sampler=clock,
+        num_workers=workers,
+        worker_init_fn=_leave_signals_to_the_parent if workers else None,
+        pin_memory=torch.cuda.is_available(),
+    )
