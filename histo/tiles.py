@@ -15,6 +15,8 @@ which hold instance maps by custom. Names of folders are not taken for labels.
 | split   | e.g. train, val, test                                               |
 | mask    | the instance map (see `histo.masks`), relative to the folder as well |
 
+A mask may also lie in a folder beside the set's own, as `../NAME/file`; nothing may lie further away.
+
 Other columns are ignored unless their name looks like a slip of one of these.
 """
 
@@ -383,7 +385,14 @@ def _check_header(table: Path, header: Sequence[str]) -> None:
 
 
 def _inside(folder: Path, root: Path, text: str, column: str, where: str) -> Path:
-    """The file of a row; a table from elsewhere must not make us read outside its own folder."""
+    """The file of a row; a table from elsewhere must not make us read outside its own folder.
+
+    One exception: published sets keep masks in a folder beside the images', so a mask may start with one '..'.
+    """
+    beside = column == "mask" and text.startswith("../")
+    if beside:
+        root, text = root.parent, text.removeprefix("../")
+        folder = folder.resolve().parent
     if not text or "\0" in text:
         raise InputError(f"{where} has the {column} {text!r}, expected a file in {folder}; fill it in.")
     if PurePosixPath(text).is_absolute() or PureWindowsPath(text).anchor:

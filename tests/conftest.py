@@ -2,6 +2,8 @@
 
 import csv
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -56,3 +58,21 @@ def toy_arguments(tile_folder: Path) -> list[str]:
         "train.panel_every": 64,
     }
     return [part for key, value in settings.items() for part in (f"--{key}", str(value))]
+
+
+@pytest.fixture(scope="session")
+def toy_run(toy_arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of one uninterrupted toy training."""
+    run = tmp_path_factory.mktemp("reference") / "run"
+    command = [sys.executable, str(ROOT / "translate" / "train.py"), *toy_arguments, "--run.dir", str(run)]
+    process = subprocess.run(
+        [*command, "--data.workers", "0"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert process.returncode == 0, process.stderr
+    assert "Done: 160 images" in process.stdout
+    return run

@@ -52,16 +52,6 @@ def assert_same_weights(run: Path, reference: Path) -> None:
             assert torch.equal(mine[group][name], tensor), f"{group} {name}"
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(toy_arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("reference") / "run"
-    process = start([*toy_arguments, "--data.workers", "0"], run)
-    output, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    assert "Done: 160 images" in output
-    return run
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("instant", "number"),
@@ -73,7 +63,7 @@ def uninterrupted(toy_arguments: list[str], tmp_path_factory: pytest.TempPathFac
     ],
 )
 def test_a_stopped_run_resumes_bit_for_bit(
-    toy_arguments: list[str], uninterrupted: Path, tmp_path: Path, instant: str, number: signal.Signals
+    toy_arguments: list[str], toy_run: Path, tmp_path: Path, instant: str, number: signal.Signals
 ) -> None:
     run = tmp_path / "run"
     arguments = [*toy_arguments, "--data.workers", "1"]
@@ -91,7 +81,7 @@ def test_a_stopped_run_resumes_bit_for_bit(
     process = start(arguments, run)
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
-    assert_same_weights(run, uninterrupted)
+    assert_same_weights(run, toy_run)
     assert not list((run / "checkpoints").glob(".writing-*"))
     images = [record["images"] for record in read_log(run) if "loss/cycle_mask" in record]
     assert images == list(range(16, 161, 16)), "each image count stands in the log once"
@@ -116,27 +106,27 @@ def test_launcher_killed_script_saves_and_leaves(toy_arguments: list[str], tmp_p
     assert int(newest) < 100000
 
 
-def test_the_run_folder_holds_what_users_load(uninterrupted: Path) -> None:
-    export = uninterrupted / "export"
+def test_the_run_folder_holds_what_users_load(toy_run: Path) -> None:
+    export = toy_run / "export"
     for name in ("generator", "segmenter", "encoder"):
         card = json.loads((export / f"{name}.json").read_text())
         assert card["kind"] == name
         assert card["images_seen"] == 160
         assert card["mpp"] == pytest.approx(0.5)
         assert load_file(export / f"{name}.safetensors")
-    report = (uninterrupted / "report.html").read_text()
+    report = (toy_run / "report.html").read_text()
     assert "data:image/" in report
     assert "http://" not in report
-    assert (uninterrupted / "config.yaml").exists()
-    assert list((uninterrupted / "tensorboard").glob("events*"))
-    assert len(list((uninterrupted / "panels").glob("*.png"))) == 4
-    scalars = {name for record in read_log(uninterrupted) for name in record}
+    assert (toy_run / "config.yaml").exists()
+    assert list((toy_run / "tensorboard").glob("events*"))
+    assert len(list((toy_run / "panels").glob("*.png"))) == 4
+    scalars = {name for record in read_log(toy_run) for name in record}
     assert {"content/segmenter_dice", "content/watershed_aji", "holdout_pq", "loss/r1", "speed/wait_share"} <= scalars
     assert {"final/segmenter_dice", "final/watershed_dice", "final/untrained_dice"} <= scalars
 
 
-def test_a_finished_run_says_so(toy_arguments: list[str], uninterrupted: Path, capsys: pytest.CaptureFixture) -> None:
-    main([*toy_arguments, "--run.dir", str(uninterrupted)])
+def test_a_finished_run_says_so(toy_arguments: list[str], toy_run: Path, capsys: pytest.CaptureFixture) -> None:
+    main([*toy_arguments, "--run.dir", str(toy_run)])
     assert "Done: 160 images" in capsys.readouterr().out
 
 
@@ -194,6 +184,7 @@ def test_empty_folder_truncated_image_and_wrong_mask(
     toy_arguments: list[str], tile_folder: Path, tmp_path: Path
 ) -> None:
     def train_on(folder: Path, *more: str) -> str:
+        run = str(tmp_path / f"run-{time.monotonic_ns()}")
         with pytest.raises(InputError) as caught:
             main(
                 [
@@ -204,7 +195,7 @@ def test_empty_folder_truncated_image_and_wrong_mask(
                     "0",
                     *more,
                     "--run.dir",
-                    str(tmp_path / "r"),
+                    run,
                 ]
             )
         return str(caught.value)
@@ -225,10 +216,10 @@ def test_empty_folder_truncated_image_and_wrong_mask(
     assert "1.png" in train_on(unknown, "--data.mpp", "0.5")
 
 
-def test_another_architecture_is_refused(toy_arguments: list[str], uninterrupted: Path, tmp_path: Path) -> None:
+def test_another_architecture_is_refused(toy_arguments: list[str], toy_run: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--segmenter.pyramid_width is 64, but .* was trained with 32"):
-        main([*toy_arguments, "--segmenter.pyramid_width", "64", "--run.dir", str(uninterrupted)])
-    newest = checkpoints.complete(uninterrupted / "checkpoints")[-1]
+        main([*toy_arguments, "--segmenter.pyramid_width", "64", "--run.dir", str(toy_run)])
+    newest = checkpoints.complete(toy_run / "checkpoints")[-1]
     with pytest.raises(InputError, match="of another architecture"):
         main(
             [
@@ -242,7 +233,7 @@ def test_another_architecture_is_refused(toy_arguments: list[str], uninterrupted
             ]
         )
     with pytest.raises(InputError, match="already holds a run"):
-        main([*toy_arguments, "--run.dir", str(uninterrupted), "--run.resume", "never"])
+        main([*toy_arguments, "--run.dir", str(toy_run), "--run.resume", "never"])
 
 
 @pytest.mark.slow

@@ -31,7 +31,7 @@ from translate.losses.guidance import semantic
 from translate.recipe import Recipe
 from translate.replay import ReplayBuffer
 
-BETAS = (0.0, 0.99)
+BETA2 = 0.99
 
 
 @dataclass
@@ -83,7 +83,8 @@ class Translator:
 
     def _adam(self, *names: str) -> torch.optim.Optimizer:
         parameters = [p for name in names for p in self.networks[name].parameters()]
-        return torch.optim.Adam(parameters, lr=self.train.learning_rate, betas=BETAS, eps=1e-8, fused=True)
+        betas = (self.train.momentum, BETA2)
+        return torch.optim.Adam(parameters, lr=self.train.learning_rate, betas=betas, eps=1e-8, fused=True)
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """Train all four networks on one batch; returns the unweighted terms by name, detached.

@@ -40,7 +40,9 @@ class TrainSettings:
     batch_size: int = 12
     """tiles a step, over all processes"""
     learning_rate: float = 4e-4
-    """of all four networks (Adam, betas 0 and 0.99)"""
+    """of all four networks (Adam, β2 0.99)"""
+    momentum: float = 0.0
+    """Adam's β1; 0 as in StyleGAN2, 0.5 steadies the discriminator in batches of 8"""
     ema_images: int = 10_000
     """half-life of the averaged weights of G and S; images"""
     precision: Literal["bf16", "fp32"] = "bf16"
@@ -60,6 +62,8 @@ class TrainSettings:
                 raise InputError(f"train.{name} is {getattr(self, name)}, expected 1 or more.")
         if not 0 < self.learning_rate < 1:
             raise InputError(f"train.learning_rate is {self.learning_rate}, expected a number in (0, 1).")
+        if not 0 <= self.momentum < 1:
+            raise InputError(f"train.momentum is {self.momentum}, expected a number in [0, 1).")
 
 
 @dataclass

@@ -41,7 +41,7 @@ try:
 except ModuleNotFoundError as error:
     sys.exit(f"error: {error.name!r} is not installed: run `pip install -e .` in nucleate's folder.")
 
-ALARM = "content/segmenter_dice"
+ALARMS = ("content/segmenter_dice", "content/watershed_dice")
 
 
 def main(argv: list[str]) -> None:
@@ -173,14 +173,15 @@ def _look(probe: Probe, translator: Translator, tracker: Tracker, untrained: dic
         tracker.picture(images, name, picture)
     values = measure(probe, translator)
     tracker.scalars(images, values)
-    bar.set_postfix_str(f"content Dice {values[ALARM]:.2f}")
-    if values[ALARM] < untrained[ALARM]:
-        text = (
-            f"content agreement {values[ALARM]:.3f} is below the untrained {untrained[ALARM]:.3f} at {images} images: "
-            "nuclei and background may be swapped or the mask hidden; look at the panels."
-        )
-        tracker.message(images, text, "warning")
-        bar.write(f"warning: {text}")
+    bar.set_postfix_str(f"content Dice {values[ALARMS[0]]:.2f}")
+    for name in ALARMS:
+        if name in values and values[name] < untrained[name]:
+            text = (
+                f"{name} {values[name]:.3f} is below the untrained {untrained[name]:.3f} at {images} images: "
+                "nuclei and background may be swapped or the mask hidden; look at the panels."
+            )
+            tracker.message(images, text, "warning")
+            bar.write(f"warning: {text}")
 
 
 class _Pace:

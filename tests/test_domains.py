@@ -1,0 +1,109 @@
+"""Unpaired by construction, pure in the image index, and never a label that was held out."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from histo.errors import InputError
+from histo.masks import read_instances
+from translate.domains import DataSettings, Domains, open_domains
+from translate.stream import ImageClock, UnpairedCrops, loader, shuffled
+
+
+def settings_for(folder: Path, **changed: object) -> DataSettings:
+    return DataSettings(tissue=str(folder), tile_size=64, workers=0, **changed)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def domains(tile_folder: Path, tmp_path: Path) -> Domains:
+    return open_domains(settings_for(tile_folder), 0, tmp_path / "masks", progress=False)
+
+
+def test_tiles_that_give_masks_are_never_shown(domains: Domains) -> None:
+    donors = {int(file.stem) for file in domains.masks.files}  # type: ignore[attr-defined]
+    assert donors.isdisjoint(domains.shown)
+    assert donors | set(domains.shown) == set(range(len(domains.tissue)))
+    assert {domains.tissue[k].split for k in range(len(domains.tissue))} == {"train"}
+    assert {domains.holdout[k].split for k in range(len(domains.holdout))} == {"test"}
+    assert "no pair exists" in domains.origin
+
+
+def test_own_labels_are_unpaired_and_leave_the_test_split_out(tile_folder: Path, tmp_path: Path) -> None:
+    domains = open_domains(settings_for(tile_folder, masks=str(tile_folder)), 0, tmp_path, progress=False)
+    giving = {file.stem for file in domains.masks.files}  # type: ignore[attr-defined]
+    showing = {Path(domains.tissue[k].key).stem for k in domains.shown}
+    held_out = {Path(domains.holdout[k].key).stem for k in range(len(domains.holdout))}
+    assert giving
+    assert giving.isdisjoint(showing)
+    assert giving.isdisjoint(held_out)
+
+
+def test_a_folder_of_masks_keeps_all_tissue(tile_folder: Path, tmp_path: Path) -> None:
+    settings = settings_for(tile_folder, masks=str(tile_folder / "labels"))
+    domains = open_domains(settings, 0, tmp_path, progress=False)
+    assert len(domains.shown) == len(domains.tissue)
+    assert len(domains.masks) == 10
+
+
+def test_pseudo_masks_are_made_once(tile_folder: Path, tmp_path: Path) -> None:
+    first = open_domains(settings_for(tile_folder), 0, tmp_path, progress=False)
+    times = [file.stat().st_mtime_ns for file in first.masks.files]  # type: ignore[attr-defined]
+    again = open_domains(settings_for(tile_folder), 0, tmp_path, progress=False)
+    assert [file.stat().st_mtime_ns for file in again.masks.files] == times  # type: ignore[attr-defined]
+    assert read_instances(again.masks.files[0]).any()  # type: ignore[attr-defined]
+
+
+def test_an_item_depends_on_its_index_alone(domains: Domains, tile_folder: Path) -> None:
+    crops = UnpairedCrops(domains, settings_for(tile_folder), 3)
+    forward = [crops[k] for k in range(6)]
+    for k in (5, 0, 3):
+        again = UnpairedCrops(domains, settings_for(tile_folder), 3)[k]
+        for name in ("tissue", "mask", "foreground"):
+            assert torch.equal(forward[k][name], again[name])
+    assert forward[0]["tissue"].shape == (3, 64, 64)
+    assert forward[0]["foreground"].dtype == torch.bool
+    assert not torch.equal(forward[0]["tissue"], UnpairedCrops(domains, settings_for(tile_folder), 4)[0]["tissue"])
+
+
+def test_the_mask_image_shows_its_foreground(domains: Domains, tile_folder: Path) -> None:
+    item = UnpairedCrops(domains, settings_for(tile_folder), 0)[2]
+    assert torch.equal(item["mask"].amax(0) > 0, item["foreground"][0])
+    assert item["foreground"].any()
+
+
+def test_every_tile_once_an_epoch_in_another_order() -> None:
+    first = [shuffled(0, "tissue order", k, 7) for k in range(7)]
+    second = [shuffled(0, "tissue order", k, 7) for k in range(7, 14)]
+    assert sorted(first) == sorted(second) == list(range(7))
+    assert first != second
+    assert first != [shuffled(0, "mask order", k, 7) for k in range(7)]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_the_clock_hands_out_each_index_once(processes: int) -> None:
+    clocks = [ImageClock(16, 40, 8, rank, processes) for rank in range(processes)]
+    batches = [[k for part in parts for k in part] for parts in zip(*clocks, strict=True)]
+    assert batches == [list(range(start, start + 8)) for start in (16, 24, 32)]
+    assert len(clocks[0]) == 3
+
+
+def test_a_batch_that_does_not_divide_is_refused() -> None:
+    with pytest.raises(InputError, match="batch_size is 9, expected a multiple of the 2 processes"):
+        ImageClock(0, 18, 9, 0, 2)
+
+
+def test_workers_do_not_change_batches(domains: Domains, tile_folder: Path) -> None:
+    crops = UnpairedCrops(domains, settings_for(tile_folder), 0)
+    alone, helped = (list(loader(crops, ImageClock(4, 16, 4, 0, 1), workers)) for workers in (0, 2))
+    for mine, other in zip(alone, helped, strict=True):
+        assert all(torch.equal(mine[name], other[name]) for name in mine)
+
+
+def test_masks_without_a_nucleus_are_refused(tile_folder: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    np.save(empty / "a.npy", np.zeros((64, 64), np.int32))
+    with pytest.raises(InputError, match="None of the 1 masks"):
+        open_domains(settings_for(tile_folder, masks=str(empty)), 0, tmp_path / "m", progress=False)

@@ -1,0 +1,61 @@
+"""Every command and every line of Python in the README runs, at toy size."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL) for line in block.splitlines()]
+SNIPPETS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command(command: str, toy_arguments: list[str], tile_folder: Path, toy_run: Path, tmp_path: Path) -> None:
+    """Programs come from this environment; a training gets the toy's settings after its own."""
+    if command == "make demo" and os.environ.get("CI"):
+        pytest.skip("the demo is a CI step of its own")
+    words = shlex.split(command.replace("path/to/tiles", str(tile_folder)).replace("runs", str(tmp_path)))
+    if words[0] == "make":
+        words = ["make", "--dry-run", *words[1:]]
+    elif words[0] == "pip":
+        words = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-deps", "--no-build-isolation", *words[2:]]
+    elif words[0] == "tensorboard":
+        words = [str(Path(sys.executable).parent / "tensorboard"), "--inspect", "--logdir", str(toy_run)]
+    else:
+        words[0] = sys.executable if words[0] == "python" else str(Path(sys.executable).parent / words[0])
+    if "translate/train.py" in words:
+        own = [key for key in words if key.startswith("--data") or key.startswith("--run")]
+        pairs = zip(toy_arguments[::2], toy_arguments[1::2], strict=True)
+        words += [part for key, value in pairs if key not in own for part in (key, value)]
+        words += ["--train.images", "8"] + ([] if "--run.dir" in own else ["--run.dir", str(tmp_path / "run")])
+    process = subprocess.run(
+        words,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+    if "translate/train.py" in words:
+        assert "Done: 8 images" in process.stdout
+
+
+def test_python_lines(toy_run: Path, tile_folder: Path) -> None:
+    names: dict[str, object] = {}
+    for snippet in SNIPPETS:
+        text = snippet.replace("runs/first", str(toy_run)).replace(
+            "path/to/tile.png", str(tile_folder / "images/0.png")
+        )
+        exec(compile(text, "README.md", "exec"), names)
+    assert names["nuclei"].shape == (96, 96)  # type: ignore[attr-defined]
+    assert len(SNIPPETS) == 3
+    assert len(COMMANDS) == 7
