@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from safetensors.torch import load_file
 from histo.errors import InputError
 from histo.running import checkpoints
 from histo.running.tracking import read_log
-from translate import engine
+from translate import engine, train
 from translate.train import main
 
 ROOT = Path(__file__).parents[1]
@@ -152,6 +153,33 @@ def test_a_non_finite_loss_stops_with_its_name(
     with pytest.raises(InputError, match=r"term guidance became nan at step 9 \(36 images\).*000000000032"):
         main([*toy_arguments, "--data.workers", "0", "--run.dir", str(run)])
     assert [path.name for path in checkpoints.complete(run / "checkpoints")] == ["000000000032"]
+
+
+def test_lost_content_raises_the_alarm(
+    toy_arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readings = iter([0.5, 0.6, 0.4])
+    monkeypatch.setattr(
+        train, "measure", lambda *_: {"content/segmenter_dice": next(readings), "content/watershed_dice": 0.3}
+    )
+    run = tmp_path / "run"
+    main([*toy_arguments, "--data.workers", "0", "--train.panel_every", "80", "--run.dir", str(run)])
+    warnings = [record for record in read_log(run) if "warning" in record]
+    assert [record["images"] for record in warnings] == [160]
+    assert "0.400 is below the untrained 0.500" in warnings[0]["warning"]
+
+
+def test_broken_files_are_skipped_and_listed(
+    toy_arguments: list[str], tile_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    tissue = tmp_path / "tissue"
+    shutil.copytree(tile_folder / "images", tissue)
+    (tissue / "broken.png").write_bytes((tissue / "0.png").read_bytes()[:500])
+    settings = ["--data.tissue", str(tissue), "--data.mpp", "0.5", "--data.workers", "0", "--train.images", "16"]
+    main([*toy_arguments, *settings, "--data.on_bad", "skip", "--run.dir", str(tmp_path / "run")])
+    assert "broken.png" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"broken\.png"):
+        main([*toy_arguments, *settings, "--train.images", "160", "--run.dir", str(tmp_path / "other")])
 
 
 @pytest.mark.parametrize(

@@ -123,12 +123,13 @@ class CoModGenerator(nn.Module):
         """Draw a style for each global image index; pure in (seed, stream, index), made on the CPU."""
         sides = [4] + [side for side in self.sides[1:] for _ in range(2)]
         settings = self.settings
+        dropout = settings.dropout if training else 0.0
         z, keep, noise = [], [], []
         for index in indices:
             generator = draws(seed, stream, index)
             z.append(generator.standard_normal(settings.style_width, dtype=np.float32))
-            dropped = generator.random(settings.code_width, dtype=np.float32) < settings.dropout
-            keep.append(np.where(dropped & training, 0, 1 / (1 - settings.dropout * training)).astype(np.float32))
+            kept = generator.random(settings.code_width, dtype=np.float32) >= dropout
+            keep.append(kept.astype(np.float32) / (1 - dropout))
             noise.append(generator.standard_normal(sum(side * side for side in sides), dtype=np.float32))
         planes = torch.from_numpy(np.stack(noise)).split([side * side for side in sides], 1)
         return Style(

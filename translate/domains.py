@@ -87,6 +87,8 @@ class Domains:
     masks: instance maps of other origin.
     holdout: tiles never learned from, with instance maps where labels exist.
     origin: one sentence on where the masks come from.
+    facts: what the domains are, by name, for people.
+    skipped: unreadable files that on_bad=skip left out, with the reason.
     """
 
     tissue: Tiles
@@ -95,6 +97,7 @@ class Domains:
     holdout: Tiles
     origin: str
     facts: dict[str, str]
+    skipped: list[tuple[Path, str]]
 
 
 def open_domains(settings: DataSettings, seed: int, folder: Path | None, progress: bool) -> Domains:
@@ -143,7 +146,10 @@ def open_domains(settings: DataSettings, seed: int, folder: Path | None, progres
     if folder is not None:
         _refuse_empty(masks, settings.masks)
     facts = {"tissue": tissue.describe(), "held out": holdout.describe() if len(holdout) else "none", "masks": origin}
-    return Domains(tissue, shown, masks, holdout, origin, facts)
+    skipped = tissue.bad if isinstance(tissue, TileSet) else []
+    if skipped:
+        facts["skipped"] = f"{len(skipped)} unreadable files, listed at the end"
+    return Domains(tissue, shown, masks, holdout, origin, facts, skipped)
 
 
 def _open_tissue(settings: DataSettings, seed: int) -> tuple[Tiles, Tiles]:

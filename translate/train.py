@@ -12,7 +12,6 @@ import sys
 import time
 from collections import defaultdict
 from dataclasses import asdict
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ try:
     from histo.errors import InputError
     from histo.running import checkpoints
     from histo.running.runs import RunFolder, StopRequest
-    from histo.running.settings import as_yaml, read_settings, run_script
+    from histo.running.settings import as_yaml, flag_values, read_settings, run_script
     from histo.running.tracking import Tracker
     from translate.agreement import Probe, measure
     from translate.domains import Domains, open_domains
@@ -156,6 +155,8 @@ def train(recipe: Recipe, run: RunFolder, source: Path | None) -> None:
         report = write_report(run, recipe, domains, probe, translator)
         tracker.scalars(translator.images, report.scores)
         tracker.close()
+        for path, reason in domains.skipped:
+            print(f"skipped {path}: {reason}")
         print(f"Done: {translator.images} images. {report.sentence}\nReport: {report.path}   Exports: {run.export}")
 
 
@@ -228,12 +229,9 @@ def _passed(before: int, now: int, every: int) -> bool:
 
 def _default_config(argv: list[str]) -> Path:
     """The config of the run folder when an existing one is named, else the tiny preset."""
-    for token, following in pairwise([*argv, ""]):
-        if token.partition("=")[0] == "--run.dir":
-            config = Path(token.partition("=")[2] or following) / "config.yaml"
-            if config.exists():
-                return config
-    return PRESET
+    folders = flag_values(argv, "run.dir")
+    config = Path(folders[-1]) / "config.yaml" if folders else PRESET
+    return config if config.exists() else PRESET
 
 
 def _facts(recipe: Recipe, run: RunFolder, domains: Domains, translator: Translator, source: Path | None) -> str:

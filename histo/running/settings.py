@@ -53,7 +53,7 @@ def read_settings(kind: type[T], program: str, description: str, argv: Sequence[
     parser.add_class_arguments(kind)
     arguments = list(argv)
     _refuse_late_configs(arguments)
-    configs = _named_configs(arguments)
+    configs = [Path(value) for value in flag_values(arguments, "config")]
     if not configs:
         configs = [preset]
         arguments = ["--config", str(preset), *arguments]
@@ -68,6 +68,15 @@ def read_settings(kind: type[T], program: str, description: str, argv: Sequence[
         raise InputError(_one_sentence(str(error))) from error
     fields = {key: value for key, value in vars(chosen).items() if key not in ("config", "dry_run", "debug")}
     return Request(kind(**fields), bool(chosen.dry_run), configs)
+
+
+def flag_values(arguments: Sequence[str], name: str) -> list[str]:
+    """The values given to a flag on a command line, as `--name value` or `--name=value`, in order."""
+    return [
+        token.partition("=")[2] if "=" in token else following
+        for token, following in pairwise([*arguments, ""])
+        if token.partition("=")[0] == f"--{name}"
+    ]
 
 
 def as_yaml(settings: Any) -> str:
@@ -97,14 +106,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(entry) for entry in value]
     return os.fspath(value) if isinstance(value, os.PathLike) else value
-
-
-def _named_configs(arguments: list[str]) -> list[Path]:
-    return [
-        Path(token.partition("=")[2] or following)
-        for token, following in pairwise([*arguments, ""])
-        if re.match(r"--config(=|$)", token)
-    ]
 
 
 def _without_configs(arguments: list[str], left_out: list[Path]) -> list[str]:
