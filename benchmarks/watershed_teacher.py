@@ -1,7 +1,7 @@
 """Score the watershed's pseudo-masks on labelled nuclei: `python benchmarks/watershed_teacher.py [--split train]`.
 
-Reads the sets under $NUCLEATE_DATA/nuclei and prints a markdown table of AJI / PQ / Dice, each the mean over images, for
-one fixed setting. The baseline rows are a 15-line scikit-image version over all images: HED haematoxylin, Gaussian of
+Reads the sets under $NUCLEATE_DATA/nuclei and prints a markdown table of AJI / PQ / Dice, each the mean over images,
+for one fixed setting. The baseline rows are a 15-line scikit-image version over all images: HED haematoxylin, Gaussian of
 1.5 px, Otsu, opening, watershed from the peaks of the distance.
 """
 

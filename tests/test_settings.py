@@ -326,3 +326,12 @@ def test_success_and_programming_errors_keep_their_own_ways(tmp_path: Path) -> N
     done = run(tmp_path, "bug")
     assert done.returncode == 1
     assert "RuntimeError: a programming error" in done.stderr
+
+
+def test_print_config_prints_what_would_run_and_checks_it(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as ended:
+        read(folder, "--print_config", "--optics.power", "12")
+    assert ended.value.code == 0
+    assert "power: 12" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"optics\.power is 0"):
+        read(folder, "--print_config", "--optics.power", "0")

@@ -46,9 +46,10 @@ def read_settings(kind: type[T], program: str, description: str, argv: Sequence[
         InputError: unknown or misplaced flags, unreadable files, wrong types, values out of range.
     """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(exit_on_error=False, prog=program, description=description)
+    parser = ArgumentParser(exit_on_error=False, prog=program, description=description, print_config=None)
     parser.add_argument("--config", action="config", help=f"YAML of settings, repeatable; default: {preset.name}")
     parser.add_argument("--dry_run", action="store_true", help="check everything cheap, print the settings, stop")
+    parser.add_argument("--print_config", action="store_true", help="print the settings as YAML, stop")
     parser.add_argument("--debug", action="store_true", help="show a traceback with every error")
     parser.add_class_arguments(kind)
     arguments = list(argv)
@@ -66,8 +67,11 @@ def read_settings(kind: type[T], program: str, description: str, argv: Sequence[
         chosen = parser.instantiate(parsed)
     except ArgumentError as error:
         raise InputError(_one_sentence(str(error))) from error
-    fields = {key: value for key, value in vars(chosen).items() if key not in ("config", "dry_run", "debug")}
-    return Request(kind(**fields), bool(chosen.dry_run), configs)
+    settings = kind(**{key: value for key, value in vars(chosen).items() if key not in _NO_SETTINGS})
+    if chosen.print_config:
+        print(as_yaml(settings), end="")
+        sys.exit(0)
+    return Request(settings, bool(chosen.dry_run), configs)
 
 
 def flag_values(arguments: Sequence[str], name: str) -> list[str]:
