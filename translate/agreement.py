@@ -14,7 +14,7 @@ from torch import Tensor
 
 from histo.codec import encode
 from histo.crops import crop
-from histo.metrics import compare, mean_scores
+from histo.metrics import InstanceScores, compare, mean_scores
 from histo.randomness import draws
 from histo.segmenters import instances_of
 from histo.segmenters import segment as segment_by_network
@@ -24,6 +24,7 @@ from translate.domains import DataSettings, Domains
 from translate.engine import Translator
 from translate.stream import nucleated_crop
 
+METRICS = ("dice", "aji", "pq")
 MASKS = 16
 HELD_OUT = 24
 
@@ -86,28 +87,34 @@ def measure(probe: Probe, translator: Translator) -> dict[str, float]:
         tissue = generator(probe.masks.to(device), *style)
         reading = segmenter(tissue)
     found = [instances_of(reading, k) for k in range(len(tissue))]
-    values = _mean("content/segmenter", probe.nuclei, found)
+    values = means("content/segmenter", _compare(probe.nuclei, found))
     if probe.mpp is not None:
-        found = [segment_by_watershed(torch.tensor(image), probe.mpp) for image in to_bytes(tissue)]
-        values |= _mean("content/watershed", probe.nuclei, found)
+        found = [segment_by_watershed(image, probe.mpp) for image in to_bytes(tissue)]
+        values |= means("content/watershed", _compare(probe.nuclei, found))
     if probe.held_out:
-        values |= score_held_out(probe.held_out, translator, "holdout")
+        values |= means("holdout", score_segmenter(probe.held_out, translator))
     return values
 
 
 @torch.no_grad()
-def score_held_out(tiles: list[Tile], translator: Translator, name: str) -> dict[str, float]:
-    """Dice, AJI and PQ of the averaged S against the labels of whole tiles, mean over tiles."""
+def score_segmenter(tiles: list[Tile], translator: Translator) -> list[InstanceScores]:
+    """The averaged S against the labels of whole tiles."""
     segmenter = translator.segmenter_average
     with translator.accelerator.autocast():
         found = [segment_by_network(segmenter, tile.image, translator.tile_size) for tile in tiles]
-    return _mean(name, [_nuclei(tile) for tile in tiles], found)
+    return _compare([_nuclei(tile) for tile in tiles], found)
 
 
-def score_teacher(tiles: list[Tile], name: str) -> dict[str, float]:
-    """The same for the watershed, S's teacher, on tiles of known µm/px."""
-    found = [segment_by_watershed(torch.tensor(tile.image), tile.mpp) for tile in tiles if tile.mpp is not None]
-    return _mean(name, [_nuclei(tile) for tile in tiles if tile.mpp is not None], found)
+def score_watershed(tiles: list[Tile]) -> list[InstanceScores]:
+    """The watershed, S's teacher, against the labels of whole tiles of known µm/px."""
+    found = [segment_by_watershed(tile.image, tile.mpp) for tile in tiles]
+    return _compare([_nuclei(tile) for tile in tiles], found)
+
+
+def means(name: str, scores: list[InstanceScores]) -> dict[str, float]:
+    """Dice, AJI and PQ averaged over tiles, as scalars NAME_dice, NAME_aji, NAME_pq."""
+    average = mean_scores(scores)
+    return {f"{name}_{metric}": round(average[metric], 4) for metric in METRICS}
 
 
 def to_unit(images: NDArray[np.uint8]) -> Tensor:
@@ -126,11 +133,8 @@ def _nuclei(tile: Tile) -> NDArray[np.int32]:
     return tile.instances
 
 
-def _mean(name: str, truths: list[NDArray[np.int32]], found: list[NDArray[np.int32]]) -> dict[str, float]:
-    if not truths:
-        return {}
-    scores = mean_scores([compare(truth, prediction) for truth, prediction in zip(truths, found, strict=True)])
-    return {f"{name}_{metric}": round(scores[metric], 4) for metric in ("dice", "aji", "pq")}
+def _compare(truths: list[NDArray[np.int32]], found: list[NDArray[np.int32]]) -> list[InstanceScores]:
+    return [compare(truth, prediction) for truth, prediction in zip(truths, found, strict=True)]
 
 
 def _spread(available: int, wanted: int) -> list[int]:

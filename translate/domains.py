@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from histo.errors import InputError
@@ -213,7 +212,7 @@ def _watershed_masks(tissue: Tiles, donors: list[int], folder: Path | None, prog
     missing = [(donor, file) for donor, file in zip(donors, files, strict=True) if not file.exists()]
     for donor, file in tqdm(missing, desc="watershed pseudo-masks", unit="tile", disable=not (progress and missing)):
         tile = tissue[donor]
-        write_instances(file, segment(torch.tensor(tile.image), tile.mpp))
+        write_instances(file, segment(tile.image, tile.mpp))
     return files
 
 

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import torch
 
+from histo.metrics import InstanceScores, mean_scores
 from histo.running.report import Report
 from histo.running.runs import RunFolder
 from histo.running.settings import as_yaml
 from histo.running.tracking import read_log
 from histo.tiles import Tile
-from translate.agreement import Probe, score_held_out, score_teacher
+from translate.agreement import METRICS, Probe, means, score_segmenter, score_watershed
 from translate.domains import Domains
 from translate.engine import Translator
 from translate.export import revision
@@ -18,7 +19,7 @@ from translate.panels import draw_panels
 from translate.recipe import Recipe
 
 MOST_TILES = 200
-METRICS = ("dice", "aji", "pq")
+NAMES = {"untrained": "S before training", "segmenter": "S", "watershed": "the watershed, its teacher"}
 
 
 @dataclass(frozen=True)
@@ -32,46 +33,59 @@ class Summary:
 
 def write_report(run: RunFolder, recipe: Recipe, domains: Domains, probe: Probe, translator: Translator) -> Summary:
     """Score S on held-out tiles beside the untrained S and its watershed teacher, and write RUN/report.html."""
-    labelled = [tile for tile in _some(domains) if tile.instances is not None]
-    scores: dict[str, float] = {}
-    if labelled:
-        scores |= score_held_out(labelled, translator, "final/segmenter")
-        scores |= score_held_out(labelled, Translator(recipe, translator.accelerator), "final/untrained")
-        scores |= score_teacher(labelled, "final/watershed")
+    tiles = [tile for tile in _some(domains) if tile.instances is not None]
+    scored: dict[str, list[InstanceScores]] = {}
+    if tiles:
+        scored["untrained"] = score_segmenter(tiles, Translator(recipe, translator.accelerator))
+        scored["segmenter"] = score_segmenter(tiles, translator)
+        if all(tile.mpp is not None for tile in tiles):
+            scored["watershed"] = score_watershed(tiles)
+    scores = {key: value for name, each in scored.items() for key, value in means(f"final/{name}", each).items()}
     report = Report("Translation: nucleus masks ⇄ tissue", f"{translator.images} images seen · {run.path}")
-    sentence = _sentence(scores, len(labelled))
+    sentence = _sentence(scores, len(tiles))
     report.text(sentence)
-    if scores:
-        report.table(
-            ["on held-out tiles", "Dice", "AJI", "PQ"],
-            [
-                [name, *(_figure(scores.get(f"final/{key}_{metric}")) for metric in METRICS)]
-                for key, name in (
-                    ("untrained", "S before training"),
-                    ("segmenter", "S"),
-                    ("watershed", "watershed, its teacher's method"),
-                )
-            ],
-            f"Mean over {len(labelled)} tiles of split {recipe.data.holdout!r}, never trained on; "
-            f"seed {recipe.seed}; µm/px {_magnifications(labelled)}.",
-        )
+    if tiles:
+        report.heading("S on tiles it never learned from")
+        _table(report, recipe, tiles, scored)
+    report.heading("What it draws and what it reads")
     for name, picture in draw_panels(probe, translator).items():
         report.picture(picture, name.replace("_", " "))
+    report.heading("The course of the training")
     _curves(report, run.path)
+    report.heading("How it was made")
     report.facts(
         {
             **domains.facts,
             "seed": str(recipe.seed),
             "nucleate revision": revision() or "unknown",
             "torch": torch.__version__,
-            "command": f"python translate/train.py --config {run.config} --run.dir {run.path}",
         }
     )
-    report.text("All settings:")
-    report.text(as_yaml(recipe))
+    report.text(f"python translate/train.py --config {run.config}", as_yaml(recipe))
     path = run.path / "report.html"
     report.save(path)
     return Summary(path, scores, sentence)
+
+
+def _table(report: Report, recipe: Recipe, tiles: list[Tile], scored: dict[str, list[InstanceScores]]) -> None:
+    """A row for all tiles, and one for each source where there are several."""
+    sources = list(dict.fromkeys(tile.source for tile in tiles))
+    groups = {"all": list(range(len(tiles)))}
+    if len(sources) > 1:
+        groups |= {source: [k for k, tile in enumerate(tiles) if tile.source == source] for source in sources}
+    rows = []
+    for source, members in groups.items():
+        for name, label in NAMES.items():
+            if name in scored:
+                average = mean_scores([scored[name][k] for k in members])
+                rows.append([source, len(members), label, *(round(average[metric], 3) for metric in METRICS)])
+    known = sorted({tile.mpp for tile in tiles if tile.mpp is not None})
+    report.table(
+        ["tiles of", "number", "nuclei by", "Dice", "AJI", "PQ"],
+        rows,
+        f"Mean over tiles of split {recipe.data.holdout!r}; seed {recipe.seed}; "
+        f"µm/px {', '.join(f'{mpp:g}' for mpp in known) or 'unknown'}.",
+    )
 
 
 def _some(domains: Domains) -> list[Tile]:
@@ -106,12 +120,3 @@ def _curves(report: Report, folder: Path) -> None:
         }
         if lines:
             report.curves(title, lines, "images seen")
-
-
-def _figure(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
-
-
-def _magnifications(tiles: list[Tile]) -> str:
-    known = sorted({tile.mpp for tile in tiles if tile.mpp is not None})
-    return ", ".join(f"{mpp:g}" for mpp in known) or "unknown"
