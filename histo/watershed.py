@@ -139,9 +139,10 @@ def segment(image: NDArray[np.uint8], mpp: float | None, settings: Watershed | N
             f"mpp is {mpp}, but the watershed needs µm per pixel to know the size of a nucleus:"
             " give it in tiles.csv, or pass an assumed value such as 0.25 for tiles scanned at 40x."
         )
-    if image.ndim != 3:
+    if image.ndim != 3 or len(image) != 3 or image.dtype != np.uint8:
         raise InputError(
-            f"the watershed got an image of shape {tuple(image.shape)}, expected one uint8 [3, H, W] RGB tile."
+            f"the watershed got an image {image.dtype} {list(image.shape)}, expected one RGB tile uint8 [3, H, W]:"
+            " convert it."
         )
     settings = settings or Watershed()
     scene = _scene(image, mpp, settings)

@@ -75,16 +75,16 @@ class Translator:
             torch.compile(network) if self.train.compile else network for network in self.networks.values()
         )
         self.optimizers = {
-            "translators": self._adam("generator", "segmenter"),
-            "judges": self._adam("tissue_discriminator", "mask_discriminator"),
+            "translators": self._adam(self.train.learning_rate, "generator", "segmenter"),
+            "judges": self._adam(self.train.judge_learning_rate, "tissue_discriminator", "mask_discriminator"),
         }
         self.replay = ReplayBuffer(self.seed)
         self.images = 0
 
-    def _adam(self, *names: str) -> torch.optim.Optimizer:
+    def _adam(self, rate: float, *names: str) -> torch.optim.Optimizer:
         parameters = [p for name in names for p in self.networks[name].parameters()]
         betas = (self.train.momentum, BETA2)
-        return torch.optim.Adam(parameters, lr=self.train.learning_rate, betas=betas, eps=1e-8, fused=True)
+        return torch.optim.Adam(parameters, lr=rate, betas=betas, eps=1e-8, fused=True)
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """Train all four networks on one batch; returns the unweighted terms by name, detached.

@@ -40,7 +40,9 @@ class TrainSettings:
     batch_size: int = 12
     """tiles a step, over all processes"""
     learning_rate: float = 4e-4
-    """of all four networks (Adam, β2 0.99)"""
+    """of G and S (Adam, β2 0.99)"""
+    judge_learning_rate: float = 4e-4
+    """of both discriminators"""
     momentum: float = 0.0
     """Adam's β1; 0 as in StyleGAN2, 0.5 steadies the discriminator in batches of 8"""
     ema_images: int = 10_000
@@ -60,8 +62,9 @@ class TrainSettings:
         for name in ("images", "batch_size", "ema_images", "save_every", "log_every", "panel_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"train.{name} is {getattr(self, name)}, expected 1 or more.")
-        if not 0 < self.learning_rate < 1:
-            raise InputError(f"train.learning_rate is {self.learning_rate}, expected a number in (0, 1).")
+        for name in ("learning_rate", "judge_learning_rate"):
+            if not 0 < getattr(self, name) < 1:
+                raise InputError(f"train.{name} is {getattr(self, name)}, expected a number in (0, 1).")
         if not 0 <= self.momentum < 1:
             raise InputError(f"train.momentum is {self.momentum}, expected a number in [0, 1).")
 
