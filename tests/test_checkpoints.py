@@ -99,6 +99,33 @@ def test_without_the_optimizers_state_training_goes_another_way() -> None:
     assert losses + broken.steps(5, 8) != whole
 
 
+def test_state_is_laid_out_like_its_parameter() -> None:
+    """A fused Adam walks memory in order: a channels-last weight with contiguous averages would mix its entries up."""
+
+    def descended(steps: range, optimizer: torch.optim.Optimizer, network: torch.nn.Module) -> torch.Tensor:
+        for k in steps:
+            generator = torch.Generator().manual_seed(k)
+            optimizer.zero_grad()
+            network(torch.randn(2, 3, 8, 8, generator=generator)).square().mean().backward()
+            optimizer.step()
+        return network.weight.detach().clone()
+
+    def born() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        network = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return network, torch.optim.Adam(network.parameters(), betas=(0.5, 0.99), fused=True)
+
+    network, optimizer = born()
+    whole = descended(range(6), optimizer, network)
+    network, optimizer = born()
+    descended(range(3), optimizer, network)
+    resumed, fresh = born()
+    resumed.load_state_dict(network.state_dict())
+    kept = {name: value.contiguous().clone() for name, value in optimizer_tensors(optimizer).items()}
+    restore_optimizer(fresh, kept)
+    assert torch.equal(descended(range(3, 6), fresh, resumed), whole)
+
+
 def test_an_optimizer_that_has_not_stepped(tmp_path: Path) -> None:
     training = Training(0)
     assert optimizer_tensors(training.optimizer) == {}

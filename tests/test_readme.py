@@ -1,13 +1,17 @@
 """Every command and every line of Python in the README runs, at toy size."""
 
+import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from histo.encoders import architecture, build, write_card
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -49,13 +53,24 @@ def test_command(command: str, toy_arguments: list[str], tile_folder: Path, toy_
         assert "Done: 8 images" in process.stdout
 
 
-def test_python_lines(toy_run: Path, tile_folder: Path) -> None:
+@pytest.fixture(scope="session")
+def resnet_run(toy_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy's run with the encoder file of a ResNet, as the README's run has; the toy's own encoder is none."""
+    run = tmp_path_factory.mktemp("resnet-run")
+    shutil.copytree(toy_run / "export", run / "export")
+    wanted = architecture("resnet18", "group")
+    path = run / "export" / "encoder.safetensors"
+    card = json.loads(path.with_suffix(".json").read_text())
+    card |= {"architecture": wanted.name, "arguments": wanted.arguments}
+    write_card(path, build(wanted).state_dict(), card)
+    return run
+
+
+def test_python_lines(resnet_run: Path, tile_folder: Path) -> None:
     names: dict[str, object] = {}
     for snippet in SNIPPETS:
-        text = snippet.replace("runs/first", str(toy_run)).replace(
-            "path/to/tile.png", str(tile_folder / "images/0.png")
-        )
-        exec(compile(text, "README.md", "exec"), names)
+        text = snippet.replace("runs/first", str(resnet_run))
+        exec(compile(text.replace("path/to/tile.png", str(tile_folder / "images/0.png")), "README.md", "exec"), names)
     assert names["nuclei"].shape == (96, 96)  # type: ignore[attr-defined]
     assert len(SNIPPETS) == 3
     assert len(COMMANDS) == 7
