@@ -101,3 +101,13 @@ def test_patch_scores_are_local() -> None:
 def test_settings_out_of_range(name: str) -> None:
     with pytest.raises(InputError, match=f"discriminator.{name} is 0"):
         DiscriminatorSettings(**{name: 0})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [TissueDiscriminator, PatchDiscriminator])
+def test_compiled_whole_it_gives_the_same_scores(kind: type[torch.nn.Module]) -> None:
+    settings = DiscriminatorSettings(channel_base=512, channel_max=16, mask_width=8)
+    network, images = kind(settings, 64), torch.randn(2, 3, 64, 64)
+    compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(images), network(images))
+    compiled(images).sum().backward()

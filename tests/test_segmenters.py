@@ -237,3 +237,13 @@ def test_an_encoder_file_is_no_instance_file(tmp_path: Path) -> None:
     write_card(path, {"a": torch.ones(1)}, {"kind": "encoder"})
     with pytest.raises(InputError, match="holds 'encoder', expected 'segmenter'"):
         load(path)
+
+
+@pytest.mark.slow
+def test_compiled_whole_it_gives_the_same_reading() -> None:
+    network, images = Segmenter(SegmenterSettings("test_efficientnet_gn", pyramid_width=32)), torch.randn(2, 3, 64, 64)
+    compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
+    mine, other = network(images), compiled(images)
+    torch.testing.assert_close(other.mask, mine.mask)
+    torch.testing.assert_close(other.foreground, mine.foreground)
+    (other.mask.sum() + other.foreground.sum()).backward()
