@@ -12,7 +12,7 @@ from PIL import Image
 from histo.masks import write_instances
 from histo.phantom import PhantomTissue
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 ROOT = Path(__file__).parents[1]
 
 

@@ -150,8 +150,8 @@ def look_at_devices(findings: Findings) -> None:
     shown = [f"{flag} {'unknown' if flags is None else 'yes' if flag in flags else 'no'}" for flag in CPU_FLAGS]
     findings.note(f"CPU instructions: {', '.join(shown)}")
     asked = os.environ.get("OMP_NUM_THREADS", "")
-    policy = os.environ.get("OMP_WAIT_POLICY", "(unset; training takes PASSIVE)")
-    findings.note(f"threads: OMP_NUM_THREADS={asked or '(unset)'}, OMP_WAIT_POLICY={policy}")
+    spin = os.environ.get("GOMP_SPINCOUNT", "(unset; training takes 1000)")
+    findings.note(f"threads: OMP_NUM_THREADS={asked or '(unset)'}, GOMP_SPINCOUNT={spin}")
     if asked.isdigit() and int(asked) > cores:
         findings.note(f"OMP_NUM_THREADS={asked} is more than the {cores} cores, which slows everything; unset it")
     try:
