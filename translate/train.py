@@ -15,8 +15,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-# OpenMP threads spin while they wait. With the long spin of libgomp a tiny step takes 0.42 s on two quiet cores, up to 12 s
-# on busy ones; with none 0.65 s; with a short one 0.44 s and 1.5 s. libgomp reads this when torch loads it.
+# OpenMP threads spin while they wait. With the long spin of libgomp a tiny step takes 0.42 s on two quiet cores and up
+# to 12 s on busy ones; with none 0.65 s; with a short one 0.44 s and 1.5 s. libgomp reads this when torch loads it.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 try:
