@@ -31,8 +31,10 @@ def start(arguments: list[str], run: Path, launcher: list[str] | None = None) ->
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    """Until the path is there; a checkpoint being written may be whole before a slow machine looks again."""
+    whole = path.with_name(path.name.removeprefix(checkpoints.ASIDE))
     deadline = time.monotonic() + 120
-    while not path.exists():
+    while not (path.exists() or whole.exists()):
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.002)
