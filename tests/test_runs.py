@@ -41,29 +41,34 @@ def test_a_new_folder_has_the_time_in_its_name() -> None:
 def test_auto_continues_the_newest_complete_checkpoint(tmp_path: Path) -> None:
     run = run_with(tmp_path, 100, 20)
     (run.checkpoints / "000000000500").mkdir()
-    assert run.checkpoint_to_resume("auto") == run.checkpoints / "000000000100"
+    checkpoint, damaged = run.state("auto")
+    assert checkpoint is not None
+    assert checkpoint.path == run.checkpoints / "000000000100"
+    assert damaged == []
 
 
 def test_auto_starts_afresh_where_there_is_none(tmp_path: Path) -> None:
-    assert RunFolder(tmp_path / "new").checkpoint_to_resume("auto") is None
-    assert run_with(tmp_path).checkpoint_to_resume("auto") is None
+    assert RunFolder(tmp_path / "new").state("auto") == (None, [])
+    assert run_with(tmp_path).state("auto") == (None, [])
 
 
 def test_never_refuses_a_folder_that_holds_a_run(tmp_path: Path) -> None:
-    assert RunFolder(tmp_path / "new").checkpoint_to_resume("never") is None
+    assert RunFolder(tmp_path / "new").state("never") == (None, [])
     for run in (run_with(tmp_path), run_with(tmp_path, 10)):
         with pytest.raises(InputError, match="already holds a run"):
-            run.checkpoint_to_resume("never")
+            run.state("never")
 
 
 def test_a_named_checkpoint(tmp_path: Path) -> None:
     run = run_with(tmp_path, 10, 20)
     named = run.checkpoints / "000000000010"
-    assert run.checkpoint_to_resume(str(named)) == named
+    checkpoint, _ = run.state(str(named))
+    assert checkpoint is not None
+    assert checkpoint.facts["images"] == 10
     with pytest.raises(InputError, match=r"is 'atuo', .*has: 000000000010, 000000000020"):
-        run.checkpoint_to_resume("atuo")
+        run.state("atuo")
     with pytest.raises(InputError, match="has: none"):
-        RunFolder(tmp_path / "new").checkpoint_to_resume("30")
+        RunFolder(tmp_path / "new").state("30")
 
 
 def test_create_makes_the_folder_and_sweeps(tmp_path: Path) -> None:
@@ -77,7 +82,7 @@ def test_create_makes_the_folder_and_sweeps(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"--run\.dir .* cannot be written"):
+    with pytest.raises(InputError, match=r"cannot be written.*another --run\.dir"):
         RunFolder(tmp_path / "file" / "run").create("")
 
 

@@ -1,10 +1,8 @@
 """The main job end to end: it runs, it resumes bit for bit however it was stopped, and it says what is wrong."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -17,27 +15,9 @@ from safetensors.torch import load_file
 from histo.errors import InputError
 from histo.running import checkpoints
 from histo.running.tracking import read_log
+from tests.launching import start, wait_for
 from translate import engine, train
 from translate.train import main
-
-ROOT = Path(__file__).parents[1]
-SCRIPT = [sys.executable, str(ROOT / "translate" / "train.py")]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
-def start(arguments: list[str], run: Path, launcher: list[str] | None = None) -> subprocess.Popen[str]:
-    command = [*(launcher or SCRIPT), *arguments, "--run.dir", str(run)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
-
-
-def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
-    """Until the path is there; a checkpoint being written may be whole before a slow machine looks again."""
-    whole = path.with_name(path.name.removeprefix(checkpoints.ASIDE))
-    deadline = time.monotonic() + 120
-    while not (path.exists() or whole.exists()):
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 
 def final_state(run: Path) -> dict[str, dict[str, torch.Tensor]]:
@@ -93,7 +73,7 @@ def test_a_stopped_run_resumes_bit_for_bit(
 @pytest.mark.slow
 def test_launcher_killed_script_saves_and_leaves(toy_arguments: list[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "-q", "--cpu", str(ROOT / "translate" / "train.py")]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "-q", "--cpu"]
     process = start([*toy_arguments, "--train.images", "100000"], run, launcher)
     wait_for(run / "checkpoints" / "000000000032", process)
     process.kill()

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from histo.errors import InputError
 from histo.running.checkpoints import Checkpoint, optimizer_tensors, restore_optimizer
+from histo.running.processes import average_gradients, together
 from histo.segmenters import Segmenter
 from translate.comod import CoModGenerator
 from translate.discriminators import PatchDiscriminator, TissueDiscriminator
@@ -36,7 +36,7 @@ BETA2 = 0.99
 
 @dataclass
 class Batch:
-    """Tiles of one step, on the device.
+    """This process's tiles of one step, on the device.
 
     tissue: float [N, 3, r, r] in [-1, 1]; mask: float [N, 3, r, r] in [-1, 1]; foreground: bool [N, 1, r, r];
     indices: global image index of each.
@@ -90,11 +90,11 @@ class Translator:
         """Train all four networks on one batch; returns the unweighted terms by name, detached.
 
         Raises:
-            NonFiniteLoss: before the bad term moves a weight.
+            InputError: a loss is not finite, here or in another process; raised before it moves a weight.
         """
         terms, fake_tissue, fake_mask = self._train_translators(batch)
         terms |= self._train_judges(batch, fake_tissue, fake_mask)
-        self._average(len(batch.indices) * self.accelerator.num_processes)
+        self._average(self.train.batch_size)
         return {name: term.detach() for name, term in terms.items()}
 
     def _train_translators(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor, Tensor]:
@@ -115,7 +115,7 @@ class Translator:
             if guided:
                 terms["guidance"] = semantic(seen.foreground, batch.foreground)
         weights = {name: getattr(self.loss, name) for name in terms}
-        self._descend("translators", weighted_sum(terms, weights))
+        self._descend("translators", terms, weights)
         return terms, fake_tissue.detach(), fake_mask.detach()
 
     def _train_judges(self, batch: Batch, fake_tissue: Tensor, fake_mask: Tensor) -> dict[str, Tensor]:
@@ -123,15 +123,13 @@ class Translator:
         with self.accelerator.autocast():
             terms = {
                 "tissue_judge": logistic(self.tissue_judge(batch.tissue), self.tissue_judge(fake_tissue)),
-                "mask_judge": least_squares(
-                    self.mask_judge(batch.mask), self.mask_judge(self.replay.swap(fake_mask, batch.indices))
-                ),
+                "mask_judge": least_squares(self.mask_judge(batch.mask), self.mask_judge(self._replayed(fake_mask))),
             }
         step = self.images // self.train.batch_size
         if self.loss.r1 > 0 and step % self.loss.r1_every == 0:
             terms["r1"] = r1_penalty(self.networks["tissue_discriminator"], batch.tissue)
         weights = {"tissue_judge": 1.0, "mask_judge": 1.0, "r1": self.loss.r1 * self.loss.r1_every}
-        self._descend("judges", weighted_sum(terms, weights))
+        self._descend("judges", terms, weights)
         return terms
 
     def style(self, stream: str, indices: list[int], training: bool = True) -> tuple[Tensor, Tensor, list[Tensor]]:
@@ -139,11 +137,20 @@ class Translator:
         style = self.generator_average.style(self.seed, stream, indices, training).to(self.accelerator.device)
         return style.z, style.keep, style.noise
 
+    def _replayed(self, fake_mask: Tensor) -> Tensor:
+        """This process's share of old and new fakes; all keep the same buffer, so that any number of them resumes."""
+        share, rank = len(fake_mask), self.accelerator.process_index
+        step = list(range(self.images, self.images + self.train.batch_size))
+        judged = self.replay.swap(self.accelerator.gather(fake_mask), step)
+        return judged[rank * share : (rank + 1) * share]
+
     def _judges_learn(self, learn: bool) -> None:
         for name in ("tissue_discriminator", "mask_discriminator"):
             self.networks[name].requires_grad_(learn)
 
-    def _descend(self, name: str, loss: Tensor) -> None:
+    def _descend(self, name: str, terms: dict[str, Tensor], weights: dict[str, float]) -> None:
+        with together():
+            loss = weighted_sum(terms, weights)
         optimizer = self.optimizers[name]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -189,20 +196,3 @@ class Translator:
             restore_optimizer(optimizer, checkpoint.tensors[f"optimizer_{name}"])
         self.replay.restore(checkpoint.tensors["replay"], self.accelerator.device)
         self.images = checkpoint.facts["images"]
-
-
-def average_gradients(optimizer: torch.optim.Optimizer) -> None:
-    """Average gradients over all processes, as one flat tensor; nothing to do alone.
-
-    Used in place of DistributedDataParallel, which does not allow a network to run several times per backward pass,
-    nor R1 through the network beneath it.
-    """
-    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
-        return
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-    torch.distributed.all_reduce(flat)
-    flat /= torch.distributed.get_world_size()
-    for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-        parameter.grad = part.view_as(parameter)

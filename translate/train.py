@@ -22,10 +22,14 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 try:
     import torch
     from accelerate import Accelerator
+    from accelerate.utils import broadcast_object_list
     from tqdm import tqdm
 
     from histo.errors import InputError
     from histo.running import checkpoints
+    from histo.running.checkpoints import Checkpoint
+    from histo.running.locks import FolderLock
+    from histo.running.processes import anywhere, together
     from histo.running.runs import RunFolder, StopRequest
     from histo.running.settings import as_yaml, flag_values, read_settings, run_script
     from histo.running.tracking import Tracker
@@ -33,7 +37,6 @@ try:
     from translate.domains import Domains, open_domains
     from translate.engine import Batch, Translator
     from translate.export import export
-    from translate.losses import NonFiniteLoss
     from translate.panels import draw_panels
     from translate.recipe import FIXED, PRESET, Recipe
     from translate.stream import ImageClock, UnpairedCrops, loader
@@ -46,102 +49,120 @@ ALARMS = ("content/segmenter_dice", "content/watershed_dice")
 
 def main(argv: list[str]) -> None:
     """Read the command line and train, or with --dry_run say what would be trained."""
-    request = read_settings(
-        Recipe, "translate/train.py", "Learn mask ⇄ tissue from unpaired tiles.", argv, _default_config(argv)
-    )
+    with together():
+        request = read_settings(
+            Recipe, "translate/train.py", "Learn mask ⇄ tissue from unpaired tiles.", argv, _default_config(argv)
+        )
     recipe = request.settings
-    run = RunFolder.choose(recipe.run, "translate")
-    source = run.checkpoint_to_resume(recipe.run.resume)
-    run.refuse_other_settings(asdict(recipe), FIXED)
+    accelerator = Accelerator(mixed_precision="bf16" if recipe.train.precision == "bf16" else "no")
+    chosen = [str(RunFolder.choose(recipe.run, "translate").path)]  # by the clock, so one process decides for all
+    run = RunFolder(Path(broadcast_object_list(chosen)[0]))
     if request.dry_run:
+        run.refuse_other_settings(asdict(recipe), FIXED)
+        run.state(recipe.run.resume)
         print(as_yaml(recipe))
         domains = open_domains(recipe.data, recipe.seed, None, progress=False)
-        Translator(recipe, _accelerator(recipe))
+        Translator(recipe, accelerator)
         print(f"dry run: settings, data and networks are sound. Tissue: {domains.facts['tissue']}.")
         return
-    if len(request.configs) == 1 and request.configs[0] == PRESET and "--config" not in argv:
+    if accelerator.is_main_process and request.configs == [PRESET] and "--config" not in argv:
         print(f"No --config given: training the preset {PRESET.stem} on {recipe.data.tissue} tissue into {run.path}.")
-    train(recipe, run, source)
+    with together():
+        lock = FolderLock(run.path) if accelerator.is_main_process else None
+    if lock is not None and lock.stale:
+        print(f"{lock.stale} left {run.path} without a word (killed?); taking over.", flush=True)
+    try:
+        train(recipe, run, accelerator)
+    finally:
+        if lock is not None:
+            lock.release()
 
 
-def train(recipe: Recipe, run: RunFolder, source: Path | None) -> None:
-    """Train until `train.images` tissue tiles were seen, from scratch or from the checkpoint `source`."""
-    # Process
-    accelerator = _accelerator(recipe)
-    first = accelerator.is_main_process
-    stop = StopRequest()
-    checkpoint = checkpoints.load(source) if source else None
-    if first:
-        run.create(as_yaml(recipe))
-        if checkpoint is not None:
-            checkpoints.forget_after(run.checkpoints, checkpoint.facts["images"])
+def train(recipe: Recipe, run: RunFolder, accelerator: Accelerator) -> None:
+    """Train until `train.images` tissue tiles were seen, from scratch or from where the run folder stands."""
+    # Process and run folder: the first process writes, all read
+    first, stop = accelerator.is_main_process, StopRequest()
+    with together():
+        run.refuse_other_settings(asdict(recipe), FIXED)
+        checkpoint, damaged = run.state(recipe.run.resume)
+    with together():
+        if first:
+            run.create(as_yaml(recipe))
+            if checkpoint is not None:
+                checkpoints.forget_after(run.checkpoints, checkpoint.facts["images"])
 
-    # Data
-    with accelerator.main_process_first():
-        domains = open_domains(recipe.data, recipe.seed, run.path / "pseudo-masks", progress=first)
-    probe = Probe.draw(domains, recipe.data, recipe.seed)
+    # Data; the first process makes pseudo-masks, the others find them
+    for turn in (first, not first):
+        with together():
+            if turn:
+                domains = open_domains(recipe.data, recipe.seed, run.path / "pseudo-masks", progress=first)
+                probe = Probe.draw(domains, recipe.data, recipe.seed)
 
     # Networks, from scratch or as they were
-    translator = Translator(recipe, accelerator)
-    untrained: dict[str, float] = {}
-    if checkpoint is not None:
-        translator.restore(checkpoint)
-        untrained = checkpoint.facts["untrained"]
-    clock = ImageClock(
-        translator.images,
-        recipe.train.images,
-        recipe.train.batch_size,
-        accelerator.process_index,
-        accelerator.num_processes,
-    )
-    batches = loader(UnpairedCrops(domains, recipe.data, recipe.seed), clock, recipe.data.workers)
+    with together():
+        translator = Translator(recipe, accelerator)
+        if checkpoint is not None:
+            translator.restore(checkpoint)
+        clock = ImageClock(
+            translator.images,
+            recipe.train.images,
+            recipe.train.batch_size,
+            accelerator.process_index,
+            accelerator.num_processes,
+        )
+    iterator = iter(loader(UnpairedCrops(domains, recipe.data, recipe.seed), clock, recipe.data.workers))
 
     # Before the first step
-    tracker = Tracker(run.path, translator.images, enabled=first)
-    if first:
-        print(_facts(recipe, run, domains, translator, source), flush=True)
-        if not untrained:
-            untrained = measure(probe, translator)
-            tracker.scalars(0, untrained)
-            tracker.message(0, f"masks: {domains.origin}")
+    untrained: dict[str, float] = checkpoint.facts["untrained"] if checkpoint else {}
+    with together():
+        tracker = Tracker(run.path, translator.images, enabled=first)
+        if first:
+            print(_facts(recipe, run, domains, translator, checkpoint), flush=True)
+            for sentence in damaged:
+                _warn(tracker, translator.images, sentence)
+            if not untrained:
+                untrained = measure(probe, translator)
+                tracker.scalars(0, untrained)
+                tracker.message(0, f"masks: {domains.origin}")
 
     def save() -> None:
         if first:
             state = translator.checkpoint({"untrained": untrained, "seed": recipe.seed})
             checkpoints.save(run.checkpoints, state, recipe.run.keep)
 
-    # Main loop
-    bar = tqdm(total=recipe.train.images, initial=translator.images, unit="img", disable=not first, smoothing=0.05)
+    # Main loop: fetch, step, and what is due after it
     sums: dict[str, list[torch.Tensor]] = defaultdict(list)
     pace = _Pace(translator.images)
-    iterator = iter(batches)
-    while translator.images < recipe.train.images and not _anywhere(stop, accelerator):
-        pace.waits(True)
-        batch = _on_device(next(iterator), accelerator.device)
-        pace.waits(False)
-        before = translator.images
-        try:
-            terms = translator.step(batch)
-        except NonFiniteLoss as error:
-            raise InputError(_non_finite(error, translator, recipe, run)) from error
-        bar.update(translator.images - before)
-        for name, value in terms.items():
-            sums[name].append(value)
-
-        # Scalars, panels and agreement, checkpoint: each when its image count is passed
-        if _passed(before, translator.images, recipe.train.log_every):
-            scalars = {f"loss/{name}": torch.stack(values).mean().item() for name, values in sums.items()}
-            tracker.scalars(translator.images, scalars | pace.scalars(translator.images))
-            sums.clear()
-        if first and _passed(before, translator.images, recipe.train.panel_every):
-            _look(probe, translator, tracker, untrained, bar)
-        if _passed(before, translator.images, recipe.train.save_every):
-            save()
+    with tqdm(
+        total=recipe.train.images, initial=translator.images, unit="img", disable=not first, smoothing=0.05
+    ) as bar:
+        while translator.images < recipe.train.images and not anywhere(bool(stop)):
+            pace.waits(True)
+            with together():
+                batch = _on_device(next(iterator), accelerator.device)
+            pace.waits(False)
+            before = translator.images
+            try:
+                terms = translator.step(batch)
+            except InputError as error:
+                raise InputError(_non_finite(error, translator, recipe, run)) from error
+            bar.update(translator.images - before)
+            for name, value in terms.items():
+                sums[name].append(value)
+            with together():
+                if _passed(before, translator.images, recipe.train.log_every):
+                    scalars = _means(sums, accelerator)
+                    tracker.scalars(translator.images, scalars | pace.scalars(translator.images))
+                    sums.clear()
+                if first and _passed(before, translator.images, recipe.train.panel_every):
+                    _look(probe, translator, tracker, untrained, bar)
+                if _passed(before, translator.images, recipe.train.save_every):
+                    save()
 
     # Done, or asked to stop
     del iterator  # ends the loader's workers
-    bar.close()
-    save()
+    with together():
+        save()
     if translator.images < recipe.train.images:
         tracker.close()
         if first:
@@ -161,11 +182,16 @@ def train(recipe: Recipe, run: RunFolder, source: Path | None) -> None:
         print(f"Done: {translator.images} images. {report.sentence}\nReport: {report.path}   Exports: {run.export}")
 
 
-def _anywhere(stop: StopRequest, accelerator: Accelerator) -> bool:
-    """Whether any process was asked to stop: all must leave at the same step, or the others would wait for it."""
-    if accelerator.num_processes == 1:
-        return bool(stop)
-    return bool(accelerator.reduce(torch.tensor(float(bool(stop)), device=accelerator.device), "sum") > 0)
+def _means(sums: dict[str, list[torch.Tensor]], accelerator: Accelerator) -> dict[str, float]:
+    """Mean of each loss term since the last reading, over the steps and over all processes."""
+    means = accelerator.reduce(torch.stack([torch.stack(values).mean() for values in sums.values()]), "mean")
+    return {f"loss/{name}": value for name, value in zip(sums, means.tolist(), strict=True)}
+
+
+def _warn(tracker: Tracker, images: int, text: str) -> None:
+    """Say something in the log and on the terminal, without tearing the progress bar."""
+    tracker.message(images, text, "warning")
+    tqdm.write(f"warning: {text}", file=sys.stderr)
 
 
 def _look(probe: Probe, translator: Translator, tracker: Tracker, untrained: dict[str, float], bar: tqdm) -> None:
@@ -182,8 +208,7 @@ def _look(probe: Probe, translator: Translator, tracker: Tracker, untrained: dic
                 f"{name} {values[name]:.3f} is below the untrained {untrained[name]:.3f} at {images} images: "
                 "nuclei and background may be swapped or the mask hidden; look at the panels."
             )
-            tracker.message(images, text, "warning")
-            bar.write(f"warning: {text}")
+            _warn(tracker, images, text)
 
 
 class _Pace:
@@ -200,7 +225,7 @@ class _Pace:
             self.waited += now - self.mark
 
     def scalars(self, images: int) -> dict[str, float]:
-        elapsed = time.monotonic() - self.since
+        elapsed = max(time.monotonic() - self.since, 1e-9)
         values = {
             "speed/images_per_second": (images - self.images) / elapsed,
             "speed/wait_share": self.waited / elapsed,
@@ -210,10 +235,6 @@ class _Pace:
             values["memory/peak_gpu_gb"] = torch.cuda.max_memory_allocated() / 2**30
         self.images, self.since, self.waited = images, time.monotonic(), 0.0
         return {name: round(value, 4) for name, value in values.items()}
-
-
-def _accelerator(recipe: Recipe) -> Accelerator:
-    return Accelerator(mixed_precision="bf16" if recipe.train.precision == "bf16" else "no")
 
 
 def _on_device(items: dict[str, Any], device: torch.device) -> Batch:
@@ -235,7 +256,9 @@ def _default_config(argv: list[str]) -> Path:
     return config if config.exists() else PRESET
 
 
-def _facts(recipe: Recipe, run: RunFolder, domains: Domains, translator: Translator, source: Path | None) -> str:
+def _facts(
+    recipe: Recipe, run: RunFolder, domains: Domains, translator: Translator, checkpoint: Checkpoint | None
+) -> str:
     """The block of facts before the first step."""
     sizes = {name: sum(p.numel() for p in network.parameters()) for name, network in translator.networks.items()}
     accelerator = translator.accelerator
@@ -246,14 +269,14 @@ def _facts(recipe: Recipe, run: RunFolder, domains: Domains, translator: Transla
         "device": f"{accelerator.device.type}, {recipe.train.precision}, {accelerator.num_processes} process(es)",
         "batch": f"{recipe.train.batch_size} over all processes",
         "length": f"{recipe.train.images} images, "
-        + (f"continuing {source} at {translator.images}" if source else "from scratch"),
+        + (f"continuing {checkpoint.path}" if checkpoint else "from scratch"),
         "seed": str(recipe.seed),
         "run folder": f"{run.path}   (tensorboard --logdir {run.path})",
     }
     return "\n".join(f"  {name:<12}{value}" for name, value in facts.items())
 
 
-def _non_finite(error: NonFiniteLoss, translator: Translator, recipe: Recipe, run: RunFolder) -> str:
+def _non_finite(error: InputError, translator: Translator, recipe: Recipe, run: RunFolder) -> str:
     good = checkpoints.complete(run.checkpoints)
     last = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
     return (

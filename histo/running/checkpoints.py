@@ -3,7 +3,7 @@
 A checkpoint is a folder `checkpoints/NNNNNNNNNNNN/` named by images seen. It holds one safetensors file per named
 group of tensors and `manifest.json` with plain facts and the SHA-256 of each file. It is written into a folder
 beside, synced to disk, and renamed; a reader therefore sees complete checkpoints only, and nothing in one is ever
-unpickled.
+unpickled. Which one is newest is told by the images in its name, never by a clock.
 """
 
 import hashlib
@@ -27,10 +27,16 @@ ASIDE = ".writing-"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """State at one instant: `tensors[group][name]` on the CPU, and JSON-able `facts` (at least "images")."""
+    """State at one instant.
+
+    tensors: `tensors[group][name]`, on the CPU.
+    facts: what JSON can hold, at least "images".
+    path: the folder it was read from; None for one that is yet to be saved.
+    """
 
     tensors: dict[str, dict[str, Tensor]]
     facts: dict[str, Any]
+    path: Path | None = None
 
 
 def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
@@ -38,13 +44,35 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
 
     Returns:
         The folder of the new checkpoint.
+
+    Raises:
+        InputError: it cannot be written (disk full, read-only, folder gone); those before it are untouched.
     """
     target = folder / f"{checkpoint.facts['images']:012d}"
     if (target / MANIFEST).exists():
         return target  # the state at an image count is the same by construction, and rewriting it could lose it
+    before = complete(folder)
     aside = folder / f"{ASIDE}{target.name}"
+    try:
+        _write(aside, checkpoint)
+        os.rename(aside, target)
+        _sync(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        last = f"the last good one is {before[-1]}" if before else "there is none before it"
+        raise InputError(
+            f"The checkpoint at {checkpoint.facts['images']} images cannot be written to {folder} ({error}); {last}: "
+            "make room there and run the same command again."
+        ) from error
+    for old in [path for path in complete(folder) if path != target][: 1 - keep or None]:
+        _remove(old)
+    return target
+
+
+def _write(aside: Path, checkpoint: Checkpoint) -> None:
+    """Every file of a checkpoint, hashed and on the disk when this returns."""
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    aside.mkdir()
     hashes = {}
     for group, tensors in checkpoint.tensors.items():
         path = aside / f"{group}.safetensors"
@@ -55,11 +83,6 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     (aside / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
     _sync(aside / MANIFEST)
     _sync(aside)
-    os.rename(aside, target)
-    _sync(folder)
-    for old in [path for path in complete(folder) if path != target][: 1 - keep or None]:
-        _remove(old)
-    return target
 
 
 def complete(folder: Path) -> list[Path]:
@@ -92,7 +115,27 @@ def load(path: Path) -> Checkpoint:
             tensors[file.stem] = load_file(file)
         except SafetensorError as error:
             raise InputError(f"{file} is no safetensors file ({error}); resume from another checkpoint.") from error
-    return Checkpoint(tensors, facts)
+    return Checkpoint(tensors, facts, path)
+
+
+def load_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that is sound, None where there is none at all, and a sentence on each damaged newer one.
+
+    Raises:
+        InputError: there are checkpoints, and all are damaged: starting afresh is not ours to decide.
+    """
+    damaged: list[str] = []
+    for path in reversed(complete(folder)):
+        try:
+            return load(path), damaged
+        except InputError as error:
+            damaged.append(str(error))
+    if damaged:
+        raise InputError(
+            f"None of the {len(damaged)} checkpoints in {folder} can be read ({damaged[-1]}); restore one, or name "
+            "another --run.dir to start afresh."
+        )
+    return None, []
 
 
 def forget_after(folder: Path, images: int) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 
 import yaml
 
-from histo.errors import InputError
+from histo.errors import InputError, writing
 from histo.running import checkpoints
+from histo.running.checkpoints import Checkpoint
 
 
 @dataclass
@@ -32,7 +33,10 @@ class RunSettings:
 
 
 class RunFolder:
-    """`config.yaml`, `log.jsonl`, `tensorboard/`, `panels/`, `checkpoints/`, `export/` and `report.html` of one run."""
+    """`config.yaml`, `log.jsonl`, `tensorboard/`, `panels/`, `checkpoints/`, `export/` and `report.html` of one run.
+
+    `lock.json` is there while a process works in it (see `histo.running.locks`).
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -45,43 +49,51 @@ class RunFolder:
         """The folder a run will use: the one named, or a new one under runs/ with the time in its name."""
         if settings.dir is not None:
             return cls(Path(settings.dir))
-        return cls(Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+        path = new = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        others = 1
+        while path.exists():
+            others += 1
+            path = new.with_name(f"{new.name}-{others}")
+        return cls(path)
 
-    def checkpoint_to_resume(self, resume: str) -> Path | None:
-        """The checkpoint a run continues from, None to start afresh.
+    def state(self, resume: str) -> tuple[Checkpoint | None, list[str]]:
+        """What a run continues from, None to start afresh, and a sentence on each newer checkpoint that is damaged.
+
+        Args:
+            resume: as in `RunSettings`.
 
         Raises:
-            InputError: `never` on a folder that holds a run, or a checkpoint that does not exist.
+            InputError: `never` on a folder that holds a run, a checkpoint that does not exist, or none that is sound.
         """
-        found = checkpoints.complete(self.checkpoints)
         if resume == "auto":
-            return found[-1] if found else None
+            return checkpoints.load_newest(self.checkpoints)
+        found = checkpoints.complete(self.checkpoints)
         if resume == "never":
             if found or self.config.exists():
                 raise InputError(
                     f"{self.path} already holds a run; use --run.resume auto to continue it, or another --run.dir."
                 )
-            return None
+            return None, []
         path = Path(resume)
         if not path.is_dir():
             names = ", ".join(p.name for p in found) or "none"
             raise InputError(
                 f"--run.resume is {resume!r}, expected auto, never or a checkpoint folder; {self.path} has: {names}."
             )
-        return path
+        return checkpoints.load(path), []
 
     def create(self, config: str) -> None:
-        """Make the folder and write its config; what a killed process left half-written is swept away."""
-        try:
+        """Make the folder and write its config; what a killed process left half-written is swept away.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        with writing(self.path, "name another --run.dir"):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self.export.mkdir(exist_ok=True)
             aside = self.config.with_suffix(".tmp")
             aside.write_text(config, encoding="utf-8")
             os.replace(aside, self.config)
-        except OSError as error:
-            raise InputError(
-                f"--run.dir {self.path} cannot be written ({error.strerror}); name another folder."
-            ) from error
         checkpoints.sweep(self.checkpoints)
 
     def refuse_other_settings(self, wanted: dict[str, Any], fixed: tuple[str, ...]) -> None:

@@ -6,21 +6,33 @@ stands in the log once, however often the run was killed.
 
 import json
 import os
+import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from histo.errors import writing
 
 
 class Tracker:
     """Writes a run's scalars, pictures and messages; on processes other than the first, `enabled=False` makes it mute.
 
+    `log.jsonl` is the record: what TensorBoard shows of the scalars is written again from it when its folder vanishes.
+
     Args:
         folder: the run's folder.
         start: images seen when the run starts or resumes; later records of an earlier life are dropped.
+
+    Raises:
+        InputError: here and in every method, when the disk is full or the folder cannot be written.
     """
 
     def __init__(self, folder: Path, start: int, enabled: bool) -> None:
@@ -30,41 +42,80 @@ class Tracker:
         self.log = folder / "log.jsonl"
         kept = [record for record in read_log(folder) if record["images"] <= start and start > 0]
         aside = self.log.with_suffix(".tmp")
-        aside.write_text("".join(_line(record) for record in kept), encoding="utf-8")
-        os.replace(aside, self.log)
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1 if start else 0)
+        with writing(self.log):
+            aside.write_text("".join(_line(record) for record in kept), encoding="utf-8")
+            os.replace(aside, self.log)
+        threading.excepthook = _raised_later
+        with writing(folder / "tensorboard"):
+            self._begin_board(purge_step=start + 1 if start else 0)
 
     def scalars(self, images: int, values: dict[str, float]) -> None:
         """Record named numbers ("loss/cycle_mask", "speed/images_per_second") at an image count."""
         if not self.enabled:
             return
-        for name, value in values.items():
-            self.board.add_scalar(name, value, images)
-        self._record({"images": images, "time": round(time.time(), 1), **values})
+        with self._on_board():
+            self._record(images, values)
+            self._add(images, values)
 
     def picture(self, images: int, name: str, picture: np.ndarray) -> None:
         """Record an RGB picture, uint8 [H, W, 3], in TensorBoard and as RUN/panels/NAME-IMAGES.png."""
         if not self.enabled:
             return
-        self.board.add_image(name, picture, images, dataformats="HWC")
         panels = self.folder / "panels"
-        panels.mkdir(exist_ok=True)
-        Image.fromarray(picture).save(panels / f"{name}-{images:09d}.png")
+        with writing(panels):
+            panels.mkdir(exist_ok=True)
+            Image.fromarray(picture).save(panels / f"{name}-{images:09d}.png")
+        with self._on_board():
+            self.board.add_image(name, picture, images, dataformats="HWC")
 
     def message(self, images: int, text: str, level: str = "note") -> None:
         """Record a sentence ("warning", "note") in the log and in TensorBoard's text page."""
         if not self.enabled:
             return
-        self.board.add_text(level, text, images)
-        self._record({"images": images, "time": round(time.time(), 1), level: text})
+        with self._on_board():
+            self._record(images, {level: text})
+            self.board.add_text(level, text, images)
 
     def close(self) -> None:
         if self.enabled:
-            self.board.close()
+            with self._on_board():
+                self.board.close()
 
-    def _record(self, entry: dict[str, Any]) -> None:
-        with self.log.open("a", encoding="utf-8") as file:
-            file.write(_line(entry))
+    def _begin_board(self, purge_step: int | None) -> None:
+        folder = self.folder / "tensorboard"
+        others = set(folder.glob("events.*"))
+        self.board = SummaryWriter(str(folder), purge_step=purge_step)
+        self.board.flush()
+        (self.events,) = set(folder.glob("events.*")) - others
+        self.written = self.events.stat().st_size
+
+    @contextmanager
+    def _on_board(self) -> Iterator[None]:
+        """Around every use of TensorBoard: where its file is gone, one is begun with all scalars of the log.
+
+        TensorBoard itself would go on in a new file without a beginning; it shows in the size.
+        """
+        with writing(self.folder / "tensorboard"):
+            if (self.events.stat().st_size if self.events.exists() else 0) < self.written:
+                self._begin_board(purge_step=None)
+                for record in read_log(self.folder):
+                    numbers = {name: value for name, value in record.items() if isinstance(value, float)}
+                    self._add(record["images"], {name: numbers[name] for name in numbers.keys() - {"time"}})
+                tqdm.write(
+                    f"warning: {self.events.parent} was deleted; its scalars are written again from {self.log.name}.",
+                    file=sys.stderr,
+                )
+            yield
+            self.board.flush()
+            self.written = self.events.stat().st_size
+
+    def _add(self, images: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self.board.add_scalar(name, value, images)
+
+    def _record(self, images: int, entry: dict[str, Any]) -> None:
+        with writing(self.log), self.log.open("a", encoding="utf-8") as file:
+            file.write(_line({"images": images, "time": round(time.time(), 1), **entry}))
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
@@ -77,6 +128,12 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return records
+
+
+def _raised_later(arguments: threading.ExceptHookArgs) -> None:
+    """TensorBoard's writer thread hands a refusal to write to the next caller; it need not print a traceback too."""
+    if not isinstance(arguments.exc_value, OSError):
+        threading.__excepthook__(arguments)
 
 
 def _line(record: dict[str, Any]) -> str:

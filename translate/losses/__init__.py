@@ -9,12 +9,11 @@ from torch import Tensor
 from histo.errors import InputError
 
 
-class NonFiniteLoss(ArithmeticError):
-    """A loss term became infinite or not a number; `term` is its name."""
+class NonFiniteLoss(InputError):
+    """A loss term became infinite or not a number: too high a learning rate, mostly."""
 
     def __init__(self, term: str, value: float) -> None:
         super().__init__(f"the loss term {term} became {value}")
-        self.term = term
 
 
 @dataclass
