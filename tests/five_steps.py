@@ -66,7 +66,7 @@ def main(out: Path) -> None:
         0, STEPS * wanted.train.batch_size, wanted.train.batch_size, processes.process_index, processes.num_processes
     )
     shown = []
-    for batch in loader(UnpairedCrops(domains, wanted.data, wanted.seed), clock, 0):
+    for batch in loader(UnpairedCrops(domains, wanted.data, wanted.seed), clock, 0, out.parent):
         shown += batch["index"].tolist()
         translator.step(_on_device(batch, processes.device))
     everywhere = {f"shown/{k}": torch.tensor(one) for k, one in enumerate(gather_object([shown]))}

@@ -1,5 +1,7 @@
 """Unpaired by construction, pure in the image index, and never a label that was held out."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ import torch
 from histo.errors import InputError
 from histo.masks import read_instances
 from translate.domains import DataSettings, Domains, open_domains
-from translate.stream import ImageClock, UnpairedCrops, loader, shuffled
+from translate.stream import ImageClock, UnpairedCrops, loader
 
 
 def settings_for(folder: Path, **changed: object) -> DataSettings:
@@ -73,12 +75,38 @@ def test_the_mask_image_shows_its_foreground(domains: Domains, tile_folder: Path
     assert item["foreground"].any()
 
 
-def test_every_tile_once_an_epoch_in_another_order() -> None:
-    first = [shuffled(0, "tissue order", k, 7) for k in range(7)]
-    second = [shuffled(0, "tissue order", k, 7) for k in range(7, 14)]
-    assert sorted(first) == sorted(second) == list(range(7))
-    assert first != second
-    assert first != [shuffled(0, "mask order", k, 7) for k in range(7)]
+@pytest.mark.parametrize(("processes", "workers"), [(1, 0), (2, 0), (2, 2), (4, 0)])
+def test_every_tile_once_an_epoch_over_ranks_and_workers(
+    domains: Domains, tile_folder: Path, tmp_path: Path, processes: int, workers: int
+) -> None:
+    """From the middle of one epoch on, as a resumed run would: nothing is read but what is shown."""
+    crops = UnpairedCrops(domains, settings_for(tile_folder), 0)
+    epoch = len(domains.shown)
+    assert epoch == 4
+    seen = []
+    for rank in range(processes):
+        clock = ImageClock(epoch, 3 * epoch, 4, rank, processes)
+        seen += [k for batch in loader(crops, clock, workers, tmp_path) for k in batch["index"].tolist()]
+    assert sorted(seen) == list(range(epoch, 3 * epoch))
+    for start in (epoch, 2 * epoch):
+        assert sorted(crops.tissue_order(k) for k in range(start, start + epoch)) == list(range(epoch))
+
+
+def test_folders_of_tissue_in_the_shares_asked_for(tile_folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    for k in range(2):
+        shutil.copy(tile_folder / "images" / f"{k}.png", other / f"{k}.png")
+    settings = replace(
+        settings_for(tile_folder, masks="phantom"), tissue=[str(tile_folder), str(other)], tissue_weights=[1, 3]
+    )
+    domains = open_domains(settings, 0, tmp_path / "m", progress=False)
+    assert domains.sizes == [8, 2]
+    crops = UnpairedCrops(domains, settings, 0)
+    shown = [int(domains.shown[crops.tissue_order(k)]) for k in range(40)]
+    assert sum(position >= 8 for position in shown) == 30
+    with pytest.raises(InputError, match=r"weights \[1, 3, 1\] do not fit 2 sources"):
+        UnpairedCrops(domains, replace(settings, tissue_weights=[1, 3, 1]), 0)
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
@@ -94,9 +122,9 @@ def test_a_batch_that_does_not_divide_is_refused() -> None:
         ImageClock(0, 18, 9, 0, 2)
 
 
-def test_workers_do_not_change_batches(domains: Domains, tile_folder: Path) -> None:
+def test_workers_do_not_change_batches(domains: Domains, tile_folder: Path, tmp_path: Path) -> None:
     crops = UnpairedCrops(domains, settings_for(tile_folder), 0)
-    alone, helped = (list(loader(crops, ImageClock(4, 16, 4, 0, 1), workers)) for workers in (0, 2))
+    alone, helped = (list(loader(crops, ImageClock(4, 16, 4, 0, 1), workers, tmp_path)) for workers in (0, 2))
     for mine, other in zip(alone, helped, strict=True):
         assert all(torch.equal(mine[name], other[name]) for name in mine)
 

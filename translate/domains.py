@@ -1,10 +1,12 @@
 """The two unpaired domains, tissue tiles and nucleus masks: where they come from, and that no pair is among them."""
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from histo.errors import InputError
@@ -24,6 +26,8 @@ class DataSettings:
 
     tissue: list[str] | str = "phantom"
     """folder of tiles, several as [a, b], or phantom: procedural tissue made on the fly"""
+    tissue_weights: list[float] | None = None
+    """share of each folder of tissue in what is shown, [1, 1] for evenly; null shows every tile equally often"""
     masks: str = "watershed"
     """folder of instance maps or of tiles with masks; watershed: pseudo-masks of other tiles of the tissue; phantom"""
     mpp: float | None = None
@@ -82,7 +86,7 @@ class MaskSet:
 class Domains:
     """What a run learns from and is checked on; `tissue` and `masks` share no tile.
 
-    tissue: tiles and the positions in them that are shown.
+    tissue: tiles; shown: the positions in them that are learned from; sizes: how many of those each source has.
     masks: instance maps of other origin.
     holdout: tiles never learned from, with instance maps where labels exist.
     origin: one sentence on where the masks come from.
@@ -91,7 +95,8 @@ class Domains:
     """
 
     tissue: Tiles
-    shown: list[int]
+    shown: NDArray[np.int64]
+    sizes: list[int]
     masks: Tiles
     holdout: Tiles
     origin: str
@@ -112,12 +117,12 @@ def open_domains(settings: DataSettings, seed: int, folder: Path | None, progres
             a single nucleus.
     """
     tissue, holdout = _open_tissue(settings, seed)
-    everything = list(range(len(tissue)))
-    order = draws(seed, "donors", 0).permutation(len(tissue)).tolist()
-    donors, others = sorted(order[::2]), sorted(order[1::2])
+    everything = np.arange(len(tissue))
+    order = draws(seed, "donors", 0).permutation(len(tissue))
+    donors, others = np.sort(order[::2]), np.sort(order[1::2])
     masks: Tiles
     if settings.masks == "watershed":
-        if not others:
+        if not len(others):
             raise InputError(
                 "Watershed pseudo-masks need two tissue tiles or more: some to show, some to read masks from."
             )
@@ -145,10 +150,12 @@ def open_domains(settings: DataSettings, seed: int, folder: Path | None, progres
     if folder is not None:
         _refuse_empty(masks, settings.masks)
     facts = {"tissue": tissue.describe(), "held out": holdout.describe() if len(holdout) else "none", "masks": origin}
+    if settings.tissue_weights is not None:
+        facts["tissue"] += f" · shown in shares {settings.tissue_weights}"
     skipped = tissue.bad if isinstance(tissue, TileSet) else []
     if skipped:
         facts["skipped"] = f"{len(skipped)} unreadable files, listed at the end"
-    return Domains(tissue, shown, masks, holdout, origin, facts, skipped)
+    return Domains(tissue, shown, _sizes(tissue, shown), masks, holdout, origin, facts, skipped)
 
 
 def _open_tissue(settings: DataSettings, seed: int) -> tuple[Tiles, Tiles]:
@@ -174,7 +181,14 @@ def _phantom(settings: DataSettings, seed: int, split: Literal["train", "test"])
     return PhantomTissue(seed, size=size, mpp=mpp, split=split, cache_mb=settings.cache_mb)
 
 
-def _apart(donors: list[int], others: list[int]) -> str:
+def _sizes(tissue: Tiles, shown: NDArray[np.int64]) -> list[int]:
+    """How many of the tiles shown each source has, in the order of the sources."""
+    if not isinstance(tissue, TileSet):
+        return [len(shown)]
+    return list(Counter(tissue.entries[position].source for position in shown).values())
+
+
+def _apart(donors: NDArray[np.int64], others: NDArray[np.int64]) -> str:
     return (
         f"{len(donors)} tissue tiles that are never shown; the other {len(others)} are shown and give no masks, "
         "so no pair exists"
@@ -202,7 +216,7 @@ def _mask_files(path: Path) -> list[Path]:
     return files
 
 
-def _watershed_masks(tissue: Tiles, donors: list[int], folder: Path | None, progress: bool) -> list[Path]:
+def _watershed_masks(tissue: Tiles, donors: NDArray[np.int64], folder: Path | None, progress: bool) -> list[Path]:
     if isinstance(tissue, TileSet):
         tissue.require_mpp("watershed pseudo-masks")
     if folder is None:

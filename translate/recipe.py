@@ -17,6 +17,7 @@ PRESET = Path(__file__).parents[1] / "configs" / "translate" / "tiny.yaml"
 # What a resumed run must share with its earlier life: the shape of its networks, its data and its randomness.
 FIXED = (
     "data.tissue",
+    "data.tissue_weights",
     "data.masks",
     "data.mpp",
     "data.tile_size",

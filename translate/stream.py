@@ -5,20 +5,22 @@ the same in every process, worker and life of a run, which is what makes resumin
 """
 
 import signal
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import lru_cache
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from histo.codec import encode
 from histo.crops import crop
 from histo.errors import InputError
 from histo.randomness import draws
+from histo.sampling import Order
 from histo.tiles import Tile
 from translate.domains import DataSettings, Domains
 
@@ -33,11 +35,13 @@ class UnpairedCrops(Dataset):
 
     def __init__(self, domains: Domains, settings: DataSettings, seed: int) -> None:
         self.domains, self.settings, self.seed = domains, settings, seed
+        self.tissue_order = Order(seed, "tissue order", domains.sizes, settings.tissue_weights)
+        self.mask_order = Order(seed, "mask order", [len(domains.masks)])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        shown = self.domains.shown[shuffled(self.seed, "tissue order", index, len(self.domains.shown))]
-        tissue = self._crop(self.domains.tissue[shown], draws(self.seed, "tissue crop", index))
-        donor = self.domains.masks[shuffled(self.seed, "mask order", index, len(self.domains.masks))]
+        shown = self.domains.shown[self.tissue_order(index)]
+        tissue = self._crop(self.domains.tissue[int(shown)], draws(self.seed, "tissue crop", index))
+        donor = self.domains.masks[self.mask_order(index)]
         mask = nucleated_crop(donor, self.settings, draws(self.seed, "mask crop", index))
         assert mask.instances is not None
         image = encode(mask.instances, mask.types, draws(self.seed, "fill", index))
@@ -64,17 +68,6 @@ def nucleated_crop(tile: Tile, settings: DataSettings, generator: np.random.Gene
     return taken
 
 
-def shuffled(seed: int, stream: str, index: int, count: int) -> int:
-    """Which of `count` items the global index falls on: each once an epoch, in an order of that epoch's own."""
-    epoch, place = divmod(index, count)
-    return int(_epoch_order(seed, stream, epoch, count)[place])
-
-
-@lru_cache(maxsize=8)
-def _epoch_order(seed: int, stream: str, epoch: int, count: int) -> NDArray[np.int64]:
-    return draws(seed, stream, epoch).permutation(count)
-
-
 class ImageClock(Sampler[list[int]]):
     """Global image indices of this process, batch by batch, from `start` to `stop`: a pure function of images seen.
 
@@ -96,19 +89,20 @@ class ImageClock(Sampler[list[int]]):
             yield list(range(mine, mine + self.share))
 
 
-def _leave_signals_to_the_parent(worker: int) -> None:
-    """A Ctrl-C or a SIGTERM to the whole group must not kill a worker under a parent that is about to save."""
+def _begin_worker(scratch: Path, worker: int) -> None:
+    tempfile.tempdir = str(scratch)  # for the sockets through which batches go to the parent
+    # A Ctrl-C or a SIGTERM to the whole group must not kill a worker under a parent that is about to save.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(1)
 
 
-def loader(crops: UnpairedCrops, clock: ImageClock, workers: int) -> DataLoader:
-    """Batches in the clock's order, decoded by `workers` processes."""
+def loader(crops: UnpairedCrops, clock: ImageClock, workers: int, scratch: Path) -> DataLoader:
+    """Batches in the clock's order, decoded by `workers` processes whose sockets lie in the folder `scratch`."""
     return DataLoader(
         crops,
         batch_sampler=clock,
         num_workers=workers,
-        worker_init_fn=_leave_signals_to_the_parent if workers else None,
+        worker_init_fn=partial(_begin_worker, scratch),
         pin_memory=torch.cuda.is_available(),
     )

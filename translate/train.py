@@ -11,6 +11,7 @@ import resource
 import sys
 import time
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -69,17 +70,25 @@ def main(argv: list[str]) -> None:
         print(f"No --config given: training the preset {PRESET.stem} on {recipe.data.tissue} tissue into {run.path}.")
     with together():
         lock = FolderLock(run.path) if accelerator.is_main_process else None
+    with together():
+        scratch = run.scratch(accelerator.process_index)
     if lock is not None and lock.stale:
         print(f"{lock.stale} left {run.path} without a word (killed?); taking over.", flush=True)
     try:
-        train(recipe, run, accelerator)
+        train(recipe, run, accelerator, scratch)
     finally:
+        with suppress(OSError):  # after an error its workers may still be about to leave it
+            scratch.rmdir()
         if lock is not None:
             lock.release()
 
 
-def train(recipe: Recipe, run: RunFolder, accelerator: Accelerator) -> None:
-    """Train until `train.images` tissue tiles were seen, from scratch or from where the run folder stands."""
+def train(recipe: Recipe, run: RunFolder, accelerator: Accelerator, scratch: Path) -> None:
+    """Train until `train.images` tissue tiles were seen, from the start or from where the run folder stands.
+
+    Args:
+        scratch: a temporary folder for the loader's sockets.
+    """
     # Process and run folder: the first process writes, all read
     first, stop = accelerator.is_main_process, StopRequest()
     with together():
@@ -103,6 +112,7 @@ def train(recipe: Recipe, run: RunFolder, accelerator: Accelerator) -> None:
         translator = Translator(recipe, accelerator)
         if checkpoint is not None:
             translator.restore(checkpoint)
+        crops = UnpairedCrops(domains, recipe.data, recipe.seed)
         clock = ImageClock(
             translator.images,
             recipe.train.images,
@@ -110,7 +120,7 @@ def train(recipe: Recipe, run: RunFolder, accelerator: Accelerator) -> None:
             accelerator.process_index,
             accelerator.num_processes,
         )
-    iterator = iter(loader(UnpairedCrops(domains, recipe.data, recipe.seed), clock, recipe.data.workers))
+    iterator = iter(loader(crops, clock, recipe.data.workers, scratch))
 
     # Before the first step
     untrained: dict[str, float] = checkpoint.facts["untrained"] if checkpoint else {}

@@ -1,7 +1,10 @@
 """Run folders: where a training keeps its settings, log, panels, checkpoints and exports."""
 
+import hashlib
 import os
+import shutil
 import signal
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +98,21 @@ class RunFolder:
             aside.write_text(config, encoding="utf-8")
             os.replace(aside, self.config)
         checkpoints.sweep(self.checkpoints)
+
+    def scratch(self, rank: int) -> Path:
+        """A temporary folder, emptied, for the sockets of one process's loader workers.
+
+        It is the same in every life of the run: what killed workers leave in it, the next life clears away.
+
+        Raises:
+            InputError: it cannot be made.
+        """
+        name = hashlib.blake2b(str(self.path.resolve()).encode(), digest_size=6).hexdigest()
+        folder = Path(tempfile.gettempdir()) / f"nucleate-{name}-{rank}"
+        with writing(folder, "set TMPDIR to a folder that can be written"):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(mode=0o700)
+        return folder
 
     def refuse_other_settings(self, wanted: dict[str, Any], fixed: tuple[str, ...]) -> None:
         """Compare the settings named in `fixed` ("group" or "group.key") with those the folder was made with.

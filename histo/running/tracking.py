@@ -29,7 +29,8 @@ class Tracker:
 
     Args:
         folder: the run's folder.
-        start: images seen when the run starts or resumes; later records of an earlier life are dropped.
+        start: images seen when the run starts or resumes; later records of an earlier life are dropped, and so are
+            its figures named final/…, which every life that reaches the end writes anew.
 
     Raises:
         InputError: here and in every method, when the disk is full or the folder cannot be written.
@@ -40,7 +41,8 @@ class Tracker:
         if not enabled:
             return
         self.log = folder / "log.jsonl"
-        kept = [record for record in read_log(folder) if record["images"] <= start and start > 0]
+        past = [record for record in read_log(folder) if record["images"] <= start and start > 0]
+        kept = [record for record in past if not any(name.startswith("final/") for name in record)]
         aside = self.log.with_suffix(".tmp")
         with writing(self.log):
             aside.write_text("".join(_line(record) for record in kept), encoding="utf-8")
