@@ -234,7 +234,7 @@ def _read_tiff(path: Path) -> NDArray[Any]:
 
 
 def _read_npy(path: Path) -> NDArray[Any]:
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    array = np.lib.format.open_memmap(path, mode="r")  # knows nothing of objects and of archives
     _check_pixels(path, array.shape)
     return np.array(array)
 

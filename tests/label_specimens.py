@@ -57,7 +57,7 @@ def _png() -> Iterable[Specimen]:
     yield Specimen("lossy.jpg", saved(RGB[..., 0]), refusal="ends in '.jpg'")
     yield Specimen("jpeg-inside.png", saved(RGB[..., 0], format="JPEG"), refusal="cannot be read")
     pair = {"save_all": True, "append_images": [Image.fromarray(RGB[..., 0])]}
-    yield Specimen("animated.png", saved(RGB[..., 1], format="PNG", **pair), refusal="2 pictures")
+    yield Specimen("animated.png", saved(RGB[..., 1], format="PNG", **pair), refusal="holds 2 pages")
     turned = png(IDS, GREY_PNG, 8, chunk(b"eXIf", exif(3)))
     yield Specimen("turned.png", holding(turned), refusal="orientation")
     upright = png(IDS, GREY_PNG, 8, chunk(b"eXIf", exif(1)))

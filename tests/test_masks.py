@@ -217,7 +217,7 @@ def test_cell_stands_for_its_nucleus(tmp_path):
         ([feature([[[1, 1], [2, 2], [float("nan"), 1]]])], (9, 9), "not a number"),
         ([feature([SQUARE]), feature([[[99, 1], [120, 1], [120, 9]]])], (9, 9), "Item 2 .*outside"),
         ([feature([[[-9, 1], [-2, 1], [-2, 9]]])], (9, 9), "outside"),
-        ([feature([["x"]])], (9, 9), "cannot be read"),
+        ([feature([["x"]])], (9, 9), "fewer than three"),
         ([{"coordinates": []}], (9, 9), "cannot be read"),
         (3, (9, 9), "cannot be read"),
     ],
