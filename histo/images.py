@@ -161,7 +161,7 @@ def _check_png(path: Path, picture: Image.Image) -> None:
     last_row = picture.crop((0, picture.height - 1, picture.width, picture.height))
     with path.open("rb") as file:
         check_png(file, last_row_blank=not any(last_row.tobytes()))
-    if picture.palette is not None and picture.getextrema()[1] >= len(picture.palette.palette) // 3:
+    if picture.palette is not None and np.asarray(picture).max() >= len(picture.palette.palette) // 3:
         raise ValueError("a pixel is beyond its palette")
 
 
