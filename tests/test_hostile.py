@@ -190,6 +190,7 @@ def test_a_card_cannot_ask_for_much_memory(tmp_path: Path) -> None:
 
 def checkpoint(folder: Path, images: int) -> Path:
     tensors = {"net": {"w": torch.ones(3)}, "optimizer": {"0.exp_avg": torch.zeros(3)}}
+    folder.mkdir(exist_ok=True)
     return checkpoints.save(folder, checkpoints.Checkpoint(tensors, {"images": images}), keep=9)
 
 
@@ -270,7 +271,9 @@ def test_a_checkpoint_of_foreign_tensors(change: str, toy_run: Path, toy_argumen
         tensors["replay"] = {"x": torch.ones(2)}
     else:
         tensors[first] = {"99999.exp_avg" if change == "unknown parameter" else "x.exp_avg": torch.ones(2)}
-    path = checkpoints.save(tmp_path / "run" / "checkpoints", checkpoints.Checkpoint(tensors, facts), keep=2)
+    folder = tmp_path / "run" / "checkpoints"
+    folder.mkdir(parents=True)
+    path = checkpoints.save(folder, checkpoints.Checkpoint(tensors, facts), keep=2)
     arguments = [*toy_arguments, "--data.workers", "0", "--run.dir", str(tmp_path / "run"), "--run.resume", str(path)]
     assert "resume from another checkpoint" in refusal(lambda: main(arguments))
 
