@@ -103,7 +103,7 @@ def test_a_pickle_wherever_a_path_is_taken(
     path = tmp_path / "weights.pt"
     path.write_bytes(pickles(place, tmp_path)[kind])
     toys = [] if flag == "--config" else toy_arguments
-    refusal(lambda: main([*toys, flag, str(path), "--run.dir", str(tmp_path / "run")]), path.name)
+    refusal(lambda: main(["--dry_run", *toys, flag, str(path), "--run.dir", str(tmp_path / "run")]), path.name)
     assert not place.exists()
 
 
@@ -310,10 +310,14 @@ def test_hostile_configs(name: str, place: Path, tmp_path: Path) -> None:
     run.mkdir()
     (run / "config.yaml").write_text(content)
     begin = time.monotonic()
-    assert words in refusal(lambda: main(["--config", str(path), "--run.dir", str(tmp_path / "new")]), path)
-    assert words in refusal(lambda: main(["--run.dir", str(run)]), run / "config.yaml")
+    assert words in refusal(
+        lambda: main(["--dry_run", "--config", str(path), "--run.dir", str(tmp_path / "new")]), path
+    )
+    assert words in refusal(lambda: main(["--dry_run", "--run.dir", str(run)]), run / "config.yaml")
     tiny = str(Path(__file__).parents[1] / "configs" / "translate" / "tiny.yaml")
-    assert "is damaged" in refusal(lambda: main(["--config", tiny, "--run.dir", str(run)]), run / "config.yaml")
+    assert "is damaged" in refusal(
+        lambda: main(["--dry_run", "--config", tiny, "--run.dir", str(run)]), run / "config.yaml"
+    )
     assert time.monotonic() - begin < 20, "a bomb would take for ever"
     assert not place.exists()
 
