@@ -22,6 +22,7 @@ from histo.errors import InputError
 
 STRIDES = [4, 8, 16, 32]
 CARD_FORMAT = 1
+CARD_BYTES = 1_000_000  # a card has about 1 kB
 GROUP_NORM = {"norm_layer": "groupnorm"}
 
 
@@ -144,12 +145,14 @@ def read_card(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]
     """
     if path.suffix != ".safetensors":
         raise InputError(f"{path} is no encoder or instance file: expected a name ending in .safetensors.")
-    if not path.exists() or not path.with_suffix(".json").exists():
+    if not path.is_file() or not path.with_suffix(".json").is_file():
         raise InputError(f"{path} needs both the .safetensors and the .json card beside it; one of them is missing.")
     try:
+        if path.with_suffix(".json").stat().st_size > CARD_BYTES:
+            raise ValueError(f"the card has more than {CARD_BYTES:,} bytes")
         card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         tensors = load_file(path)
-    except (json.JSONDecodeError, SafetensorError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise InputError(f"{path} or its card is damaged ({error}); export it again.") from error
     if not isinstance(card, dict) or card.get("format") != CARD_FORMAT:
         raise InputError(f"The card of {path} is not of format {CARD_FORMAT}; export it with this version of nucleate.")

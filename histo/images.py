@@ -10,11 +10,12 @@ Every form becomes uint8 [3, H, W] RGB by one stated rule, or is refused:
 | alpha (RGBA, grey + alpha, transparent entry)| composited on white, the colour of an empty slide                    |
 | CMYK, YCbCr                                  | converted by Pillow                                                  |
 | 16-bit grey or RGB (PNG also RGBA)           | full range: value / 257, rounded; 65535 becomes 255                  |
-| EXIF or TIFF orientation                     | applied: the first row is the top of the picture                     |
+| EXIF or TIFF orientation                     | applied: the first row is the top of the picture; 1 where it is none |
 | animation, several pages or planes           | refused: which one is meant would be a guess                         |
 | float, 12-bit, 32-bit, Lab, other mixtures   | refused: their range or colours would be a guess                     |
 | more than `MAX_PIXELS`                       | refused by its header, before decoding                               |
-| empty, truncated or damaged                  | refused                                                              |
+| empty, truncated or damaged                  | refused; a PNG's checksums are verified, JPEG and TIFF have none     |
+| a PNG with more than 1 MB of text or profile | refused before it is unpacked further                                |
 
 A refusal is an `InputError` that names the file and the reason.
 """
@@ -31,6 +32,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from histo.errors import InputError
+from histo.png import check_png
 
 # Below the size at which Pillow starts to warn, so that users meet one limit and one sentence.
 MAX_PIXELS = 80_000_000
@@ -78,6 +80,8 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
             _check_size(path, opened.width, opened.height)
             if kind == "PNG" and _png_depth(path) == 16:
                 deep = _deep_png(path)
+            if kind == "PNG":
+                _check_png(path, opened)
             if deep is None:
                 picture = ImageOps.exif_transpose(opened)
             else:
@@ -153,6 +157,14 @@ def _check_size(path: Path, width: int, height: int) -> None:
         )
 
 
+def _check_png(path: Path, picture: Image.Image) -> None:
+    last_row = picture.crop((0, picture.height - 1, picture.width, picture.height))
+    with path.open("rb") as file:
+        check_png(file, last_row_blank=not any(last_row.tobytes()))
+    if picture.palette is not None and np.asarray(picture).max() >= len(picture.palette.palette) // 3:
+        raise ValueError("a pixel is beyond its palette")
+
+
 def _rgb(path: Path, picture: Image.Image) -> Image.Image:
     if picture.mode in ("La", "LA", "PA", "RGBa", "RGBA") or picture.has_transparency_data:
         picture = picture.convert("RGBA")
@@ -201,6 +213,8 @@ def _deep_tiff(path: Path) -> NDArray[np.uint16] | None:
             raise InputError(f"{path} holds {pages} pages or planes, expected one; save the one you mean alone.")
         page = tiff.pages.first
         _check_size(path, page.imagewidth, page.imagelength * page.imagedepth)
+        if 0 in page.databytecounts:
+            raise ValueError("a strip or block of it is empty")
         depth, samples, numbers = page.bitspersample, page.samplesperpixel, page.dtype
         if numbers is not None and numbers.kind in "ub" and depth <= 8 and page.imagedepth == 1:
             return None

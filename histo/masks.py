@@ -3,9 +3,25 @@
 An instance map is `int32 [H, W]`: 0 is background and every other value is the id of one nucleus. Ids need not be
 contiguous. A map with a single id, such as a binary 0/255 or 0/1 mask, is one instance that keeps its id: nothing is
 split into connected components.
+
+| form of the file                                 | what becomes of it                                                |
+|--------------------------------------------------|-------------------------------------------------------------------|
+| one integer per pixel, 1 to 64 bits; booleans    | the ids, as they are stored                                       |
+| palette                                          | the indices are the ids, whatever their colours                   |
+| floats                                           | taken where every value is whole; NaN and fractions are refused   |
+| polygons (GeoJSON)                               | filled in the order of the file, see `read_instances`             |
+| colours, alpha, several pages or planes          | refused: which channel or page is meant would be a guess          |
+| an orientation tag other than 1                  | refused: whether the image was turned with it would be a guess    |
+| objects, records, texts, dates, complex numbers  | refused; nothing is ever unpickled                                |
+| ids below 0 or above 2 147 483 647               | refused; written are ids up to 65 535                             |
+| more than `MAX_PIXELS`                           | refused by its header, before decoding                            |
+| GeoJSON of more than `MAX_BYTES`, coordinates    | refused                                                           |
+|   more than `MAX_PIXELS` from 0                  |                                                                   |
+| empty, truncated or damaged                      | refused; a PNG's checksums are verified                           |
 """
 
 import json
+import math
 import os
 import secrets
 from collections.abc import Iterator
@@ -19,9 +35,13 @@ from PIL import Image
 from skimage.draw import polygon
 
 from histo.errors import InputError
+from histo.images import MAX_PIXELS
+from histo.png import check_png
 
-MAX_PIXELS = 100_000_000  # a larger map is refused before its pixels are decoded
+MAX_BYTES = 100_000_000  # a GeoJSON file takes some ten times its size in memory while it is read
 _LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16B")  # Pillow's modes with one integer per pixel
+_SPREAD = {"L;2": 85, "L;4": 17}  # what Pillow multiplies grey of 2 and 4 bits by
+_ORIENTATION = 274
 _SUFFIXES = (".png", ".tif", ".tiff", ".npy", ".geojson", ".json")
 
 
@@ -90,8 +110,11 @@ def read_instances(path: str | Path, size: tuple[int, int] | None = None) -> NDA
         array = {".png": _read_png, ".npy": _read_npy}.get(suffix, _read_tiff)(path)
     except InputError:
         raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise InputError(f"{path} is over the limit of {MAX_PIXELS} pixels ({error}); cut it into tiles.") from error
     except Exception as error:  # readers of damaged files fail in many ways, none of which is a fault of this program
-        raise InputError(f"{path} cannot be read as an instance map ({error}); write the file again.") from error
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise InputError(f"{path} cannot be read as an instance map ({reason}); write the file again.") from error
     if array.dtype.kind == "f":
         array = _whole(array, path)
     instances = as_instances(array, path)
@@ -155,13 +178,24 @@ def renumber(instances: NDArray[Any]) -> NDArray[np.int32]:
 
 
 def _check_pixels(path: Path, shape: tuple[int, ...]) -> None:
-    if int(np.prod(shape, dtype=np.int64)) > MAX_PIXELS:
+    if math.prod(shape) > MAX_PIXELS:
         raise InputError(
             f"{path} has shape {tuple(shape)}, more than the limit of {MAX_PIXELS} pixels; cut it into tiles."
         )
 
 
+def _check_single_upright(path: Path, pages: int, orientation: int) -> None:
+    if pages != 1:
+        raise InputError(f"{path} holds {pages} pages, pictures or planes, expected one; save the one you mean alone.")
+    if orientation != 1:
+        raise InputError(
+            f"{path} has the orientation tag {orientation}, but ids are read as they are stored; "
+            "save the map upright and without the tag."
+        )
+
+
 def _whole(array: NDArray[Any], path: Path) -> NDArray[np.int64]:
+    array = array.astype(np.float64, copy=False)
     wrong = ~((np.abs(array) < 2.0**53) & (array == np.floor(array)))  # NaN and infinity compare as wrong
     if wrong.any():
         raise InputError(
@@ -174,23 +208,33 @@ def _whole(array: NDArray[Any], path: Path) -> NDArray[np.int64]:
 def _read_png(path: Path) -> NDArray[Any]:
     with Image.open(path, formats=["PNG"]) as image:
         _check_pixels(path, (image.height, image.width))
+        spread = _SPREAD.get(str(image.tile[0].args), 1)
+        _check_single_upright(path, getattr(image, "n_frames", 1), image.getexif().get(_ORIENTATION, 1))
         if image.mode not in _LABEL_MODES:
             raise InputError(
                 f"{path} is a colour image (mode {image.mode}), but an instance map has one id per pixel; "
                 "give a single-channel label map."
             )
-        return np.asarray(image)
+        array = np.asarray(image)
+    with path.open("rb") as file:
+        check_png(file, last_row_blank=not array[-1].any())
+    return array if spread == 1 else array // spread
 
 
 def _read_tiff(path: Path) -> NDArray[Any]:
     with tifffile.TiffFile(path) as file:
-        series = file.series[0]
-        _check_pixels(path, series.shape)
-        return np.asarray(series.asarray())
+        # The page and not tifffile's series: those of OME-TIFF may fetch pixels from other files.
+        page = file.pages.first
+        pages = max(len(file.pages), int((file.imagej_metadata or {}).get("images", 1)))
+        _check_pixels(path, page.shape)
+        _check_single_upright(path, pages, page.tags.valueof("Orientation", 1))
+        if 0 in page.databytecounts:
+            raise ValueError("a strip or block of it is empty")
+        return np.asarray(page.asarray())
 
 
 def _read_npy(path: Path) -> NDArray[Any]:
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    array = np.lib.format.open_memmap(path, mode="r")  # knows nothing of objects and of archives
     _check_pixels(path, array.shape)
     return np.array(array)
 
@@ -201,7 +245,9 @@ def _read_geojson(path: Path, size: tuple[int, int] | None) -> NDArray[np.int32]
     if min(size) < 1:
         raise InputError(f"The size {tuple(size)} for {path} has no pixels; pass (height, width) of the image.")
     _check_pixels(path, size)
-    with open(path, encoding="utf-8") as file:
+    if path.stat().st_size > MAX_BYTES:
+        raise InputError(f"{path} has {path.stat().st_size:,} bytes, expected at most {MAX_BYTES:,}; split it by tile.")
+    with open(path, encoding="utf-8-sig") as file:
         document = json.load(file)
     if isinstance(document, dict):
         document = document["features"] if document.get("type") == "FeatureCollection" else [document]
@@ -232,10 +278,13 @@ def _polygons(item: dict[str, Any], name: str) -> Iterator[list[NDArray[np.float
         )
     parts = [geometry["coordinates"]] if geometry["type"] == "Polygon" else geometry["coordinates"]
     for part in parts:
-        rings = [np.array([position[:2] for position in ring], dtype=np.float64) for ring in part]
-        if not rings or any(len(ring) < 3 or not np.isfinite(ring).all() for ring in rings):
+        rings = [np.array([position[:2] for position in ring]) for ring in part]
+        if not rings or any(len(ring) < 3 or ring.dtype.kind not in "iuf" for ring in rings):
+            raise InputError(f"{name} has a ring of fewer than three points or with what is not a number; mend it.")
+        if not all((np.abs(ring) <= MAX_PIXELS).all() for ring in rings):  # NaN compares as wrong
             raise InputError(
-                f"{name} has a ring of fewer than three points or with a coordinate that is not a number; mend it."
+                f"{name} has a coordinate that is not a number or beyond {MAX_PIXELS} pixels; give coordinates in "
+                "pixels of the tile."
             )
         yield rings
 

@@ -37,8 +37,10 @@ class SegmenterSettings:
     """channels of the feature pyramid"""
 
     def __post_init__(self) -> None:
-        if self.pyramid_width < 32 or self.pyramid_width % 32:
-            raise InputError(f"segmenter.pyramid_width is {self.pyramid_width}, expected a multiple of 32.")
+        if not 32 <= self.pyramid_width <= 1024 or self.pyramid_width % 32:
+            raise InputError(
+                f"segmenter.pyramid_width is {self.pyramid_width}, expected a multiple of 32 from 32 to 1024."
+            )
 
 
 @dataclass
@@ -132,8 +134,9 @@ def load(path: str | Path) -> tuple[Segmenter, dict[str, Any]]:
     try:
         segmenter = Segmenter(SegmenterSettings(**card["settings"]))
         segmenter.load_state_dict(tensors)
-    except (RuntimeError, KeyError, TypeError) as error:
-        raise InputError(f"{path} does not fit its card's settings {card.get('settings')}; export it again.") from error
+    except (RuntimeError, LookupError, TypeError, AttributeError, ValueError) as error:
+        wanted = str(card.get("settings"))[:200]
+        raise InputError(f"{path} does not fit its card's settings {wanted}; export it again.") from error
     return segmenter.eval(), card
 
 

@@ -2,7 +2,8 @@
 
 A plain folder is searched with its sub-folders, in the order of the relative paths. Files ending in .png, .jpg, .jpeg,
 .tif or .tiff are tiles. Hidden files and folders are passed over, and so are sub-folders named `labels` or `masks`,
-which hold instance maps by custom. Names of folders are not taken for labels.
+which hold instance maps by custom. Names of folders are not taken for labels. A link that leads out of the folder is
+refused; the folder itself may be a link, and linked sub-folders inside it are passed over.
 
 `tiles.csv` has a header and one row per tile; only `path` must be there, and an empty field means unknown:
 
@@ -38,10 +39,12 @@ from tqdm import tqdm
 
 from histo.errors import InputError
 from histo.images import read_image, read_mpp
+from histo.links import stray_link
 from histo.masks import read_instances
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 COLUMNS = ("path", "label", "patient", "mpp", "split", "mask")
+LONGEST_PATH, LONGEST_NAME = 1000, 255  # characters, and bytes of one name: file systems take no more
 _MASK_FOLDERS = ("labels", "masks")
 
 
@@ -230,7 +233,8 @@ def open_tiles(
         mpp: µm/px of every tile. It goes before the column mpp, and that before what the image file states.
         split: keep only the rows of this split.
         on_bad: "error" raises where a damaged file is reached; "skip" decodes every file once now, leaves the damaged
-            ones out, and lists them in `TileSet.bad`.
+            ones and links out of the folder out, and lists them in `TileSet.bad`. A broken rule of `tiles.csv` is an
+            error either way.
         cache_mb: limit of the cache of decoded tiles, in megabytes per process; 0 switches it off.
 
     Raises:
@@ -245,13 +249,18 @@ def open_tiles(
     folders = [Path(path)] if isinstance(path, str | Path) else [Path(folder) for folder in path]
     _check_folders(folders)
     entries: list[TileEntry] = []
-    for folder, source in zip(folders, _sources(folders), strict=True):
-        has_table = (folder / "tiles.csv").is_file()
-        entries += _from_table(folder, source, split) if has_table else _from_images(folder, source, split)
-
     bad: list[tuple[Path, str]] = []
+    for folder, source in zip(folders, _sources(folders), strict=True):
+        if (folder / "tiles.csv").is_file():
+            entries += _from_table(folder, source, split)
+        else:
+            found, refused = _from_images(folder, source, split)
+            entries, bad = entries + found, bad + refused
+
     if on_bad == "skip":
-        entries, bad = _readable(entries)
+        entries, bad = _readable(entries, bad)
+    elif bad:
+        raise InputError(bad[0][1])
     else:
         _check_present(entries)
     return TileSet([_with_mpp(entry, mpp) for entry in entries], bad=bad, cache_mb=cache_mb)
@@ -291,7 +300,8 @@ def _sources(folders: Sequence[Path]) -> list[str]:
     return names
 
 
-def _from_images(folder: Path, source: str, split: str | None) -> list[TileEntry]:
+def _from_images(folder: Path, source: str, split: str | None) -> tuple[list[TileEntry], list[tuple[Path, str]]]:
+    """The tiles of a plain folder, and links that lead out of it with the reason why they are none."""
     if split is not None:
         raise InputError(
             f"{folder} has no tiles.csv and therefore no splits, but split {split!r} was asked for; "
@@ -302,6 +312,7 @@ def _from_images(folder: Path, source: str, split: str | None) -> list[TileEntry
         raise InputError(f"{error.filename} cannot be listed ({error.strerror}); check its permissions.") from error
 
     found: list[PurePosixPath] = []
+    refused: list[tuple[Path, str]] = []
     for root, subfolders, files in os.walk(folder, onerror=refuse):
         here = Path(root)
         if here != folder and "tiles.csv" in files:
@@ -310,14 +321,15 @@ def _from_images(folder: Path, source: str, split: str | None) -> list[TileEntry
                 "open the folders that have one, by name."
             )
         subfolders[:] = [name for name in subfolders if name[0] != "." and name.lower() not in _MASK_FOLDERS]
+        images = [name for name in files if name[0] != "." and name.lower().endswith(SUFFIXES)]
+        away = {path: stray_link(path, folder) for path in (here / name for name in [*images, *subfolders])}
+        refused += [(path, reason) for path, reason in sorted(away.items()) if reason is not None]
         found += [
-            PurePosixPath((here / name).relative_to(folder).as_posix())
-            for name in files
-            if name[0] != "." and name.lower().endswith(SUFFIXES)
+            PurePosixPath((here / name).relative_to(folder).as_posix()) for name in images if away[here / name] is None
         ]
-    if not found:
+    if not found and not refused:
         raise InputError(f"{folder} holds no image, expected files ending in {', '.join(SUFFIXES)}; check the path.")
-    return [TileEntry(folder / key, str(key), source, None, None, None, None, None) for key in sorted(found)]
+    return [TileEntry(folder / key, str(key), source, None, None, None, None, None) for key in sorted(found)], refused
 
 
 def _from_table(folder: Path, source: str, split: str | None) -> list[TileEntry]:
@@ -401,10 +413,16 @@ def _inside(folder: Path, root: Path, text: str, column: str, where: str) -> Pat
         raise InputError(
             f"{where} has the {column} {text!r}, but '..' would leave {folder}; move the file into the folder."
         )
-    path = folder / text
-    if not path.resolve().is_relative_to(root):
+    if len(text) > LONGEST_PATH or any(len(os.fsencode(part)) > LONGEST_NAME for part in PurePosixPath(text).parts):
         raise InputError(
-            f"{where} has the {column} {text!r}, a link to {path.resolve()} outside {folder}; copy the file into it."
+            f"{where} has a {column} of {len(text)} characters, expected at most {LONGEST_PATH}, and at most "
+            f"{LONGEST_NAME} bytes for each name in it; correct it."
+        )
+    path = folder / text
+    target = Path(os.path.realpath(path))
+    if not target.is_relative_to(root):
+        raise InputError(
+            f"{where} has the {column} {text!r}, a link to {target} outside {folder}; copy the file into it."
         )
     return path
 
@@ -429,7 +447,11 @@ def _check_present(entries: Iterable[TileEntry]) -> None:
         )
 
 
-def _readable(entries: Sequence[TileEntry]) -> tuple[list[TileEntry], list[tuple[Path, str]]]:
+def _readable(
+    entries: Sequence[TileEntry], bad: list[tuple[Path, str]]
+) -> tuple[list[TileEntry], list[tuple[Path, str]]]:
+    """The tiles that can be read, and `bad` with all others added."""
+
     def fault(entry: TileEntry) -> str | None:
         try:
             entry.read()
@@ -441,9 +463,9 @@ def _readable(entries: Sequence[TileEntry]) -> tuple[list[TileEntry], list[tuple
         checks = tqdm(pool.map(fault, entries), total=len(entries), desc="checking tiles", disable=None)
         faults = list(zip(entries, checks, strict=True))
     good = [entry for entry, reason in faults if reason is None]
-    bad = [(entry.path, reason) for entry, reason in faults if reason is not None]
+    bad = bad + [(entry.path, reason) for entry, reason in faults if reason is not None]
     if not good:
-        raise InputError(f"none of the {len(entries)} tiles can be read, the first because {bad[0][1]}")
+        raise InputError(f"none of the {len(bad)} tiles can be read, the first because {bad[0][1]}")
     return good, bad
 
 

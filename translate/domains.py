@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from histo.errors import InputError
+from histo.links import stray_link
 from histo.masks import read_instances, write_instances
 from histo.phantom import PhantomTissue
 from histo.randomness import draws
@@ -121,6 +122,7 @@ def open_domains(settings: DataSettings, seed: int, folder: Path | None, progres
     order = draws(seed, "donors", 0).permutation(len(tissue))
     donors, others = np.sort(order[::2]), np.sort(order[1::2])
     masks: Tiles
+    bad_masks: list[tuple[Path, str]] = []
     if settings.masks == "watershed":
         if not len(others):
             raise InputError(
@@ -133,7 +135,7 @@ def open_domains(settings: DataSettings, seed: int, folder: Path | None, progres
         shown, masks = everything, _phantom(settings, seed + 1, "train")
         origin = "exact masks of phantom tissue of another seed"
     elif (Path(settings.masks) / "tiles.csv").is_file():
-        labelled = _labelled(settings)
+        labelled, bad_masks = _labelled(settings)
         images = {entry.path.resolve() for entry in tissue.entries} if isinstance(tissue, TileSet) else set()
         if images.isdisjoint(entry.path.resolve() for entry in labelled):
             shown, origin = everything, f"{len(labelled)} instance maps named by {settings.masks}/tiles.csv"
@@ -144,7 +146,7 @@ def open_domains(settings: DataSettings, seed: int, folder: Path | None, progres
             shown, origin = others, f"labels of {_apart(donors, others)}"
         masks = TileSet(labelled, cache_mb=settings.cache_mb)
     else:
-        files = _mask_files(Path(settings.masks))
+        files, bad_masks = _mask_files(Path(settings.masks), settings.on_bad)
         shown, masks = everything, MaskSet(files, settings.cache_mb)
         origin = f"{len(files)} instance maps of {settings.masks}"
     if folder is not None:
@@ -153,6 +155,7 @@ def open_domains(settings: DataSettings, seed: int, folder: Path | None, progres
     if settings.tissue_weights is not None:
         facts["tissue"] += f" · shown in shares {settings.tissue_weights}"
     skipped = tissue.bad if isinstance(tissue, TileSet) else []
+    skipped = skipped + [item for item in bad_masks if item not in skipped]
     if skipped:
         facts["skipped"] = f"{len(skipped)} unreadable files, listed at the end"
     return Domains(tissue, shown, _sizes(tissue, shown), masks, holdout, origin, facts, skipped)
@@ -195,25 +198,41 @@ def _apart(donors: NDArray[np.int64], others: NDArray[np.int64]) -> str:
     )
 
 
-def _labelled(settings: DataSettings) -> list[TileEntry]:
-    """Tiles with masks of a folder whose tiles.csv names them, of the split to learn from only."""
-    entries = open_tiles(settings.masks).entries
-    found = [entry for entry in entries if entry.mask is not None and entry.split in (settings.split, None)]
+def _labelled(settings: DataSettings) -> tuple[list[TileEntry], list[tuple[Path, str]]]:
+    """Tiles with masks of a folder whose tiles.csv names them, of the split to learn from only, and the skipped."""
+    tiles = open_tiles(settings.masks, on_bad=settings.on_bad)
+    found = [entry for entry in tiles.entries if entry.mask is not None and entry.split in (settings.split, None)]
     if not found:
         raise InputError(
             f"{settings.masks}/tiles.csv names no masks of split {settings.split!r}; fill its column mask, or name a "
             "folder of masks."
         )
-    return found
+    return found, tiles.bad
 
 
-def _mask_files(path: Path) -> list[Path]:
+def _mask_files(path: Path, on_bad: str) -> tuple[list[Path], list[tuple[Path, str]]]:
+    """The instance maps of a folder, and those that on_bad=skip leaves out with the reason."""
     if not path.is_dir():
         raise InputError(f"--data.masks {str(path)!r} is no folder; expected a folder of masks, watershed or phantom.")
     files = sorted(p for p in path.rglob("*") if p.suffix.lower() in MASK_SUFFIXES and not p.name.startswith("."))
     if not files:
         raise InputError(f"{path} holds no instance maps; expected files ending in {', '.join(MASK_SUFFIXES)}.")
-    return files
+    good, bad = [], []
+    for file in files:
+        try:
+            stray = stray_link(file, path)
+            if stray is not None:
+                raise InputError(stray)
+            if on_bad == "skip":
+                read_instances(file)
+            good.append(file)
+        except InputError as error:
+            if on_bad == "error":
+                raise
+            bad.append((file, str(error)))
+    if not good:
+        raise InputError(f"None of the {len(bad)} instance maps of {path} can be read, the first because {bad[0][1]}")
+    return good, bad
 
 
 def _watershed_masks(tissue: Tiles, donors: NDArray[np.int64], folder: Path | None, progress: bool) -> list[Path]:

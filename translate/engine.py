@@ -180,7 +180,7 @@ class Translator:
         """Continue from a checkpoint of a translator with the same settings.
 
         Raises:
-            InputError: the checkpoint's networks have another shape.
+            InputError: the checkpoint's networks have another shape, or its other tensors other names.
         """
         groups = {**self.networks, **{f"{name}_average": average for name, average in self.averages.items()}}
         for name, network in groups.items():
@@ -192,7 +192,13 @@ class Translator:
                     f"The checkpoint's {name} is of another architecture ({first}); "
                     "use the settings it was trained with, or start a new run."
                 ) from error
-        for name, optimizer in self.optimizers.items():
-            restore_optimizer(optimizer, checkpoint.tensors[f"optimizer_{name}"])
-        self.replay.restore(checkpoint.tensors["replay"], self.accelerator.device)
+        try:
+            for name, optimizer in self.optimizers.items():
+                restore_optimizer(optimizer, checkpoint.tensors[f"optimizer_{name}"])
+            self.replay.restore(checkpoint.tensors["replay"], self.accelerator.device)
+        except (LookupError, ValueError, RuntimeError) as error:
+            raise InputError(
+                f"The checkpoint's optimisers or replayed masks do not fit ({type(error).__name__}: {error}); "
+                "resume from another checkpoint."
+            ) from error
         self.images = checkpoint.facts["images"]

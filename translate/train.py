@@ -108,10 +108,12 @@ def train(recipe: Recipe, run: RunFolder, accelerator: Accelerator, scratch: Pat
                 probe = Probe.draw(domains, recipe.data, recipe.seed)
 
     # Networks, from scratch or as they were
+    untrained: dict[str, float] = {}
     with together():
         translator = Translator(recipe, accelerator)
         if checkpoint is not None:
             translator.restore(checkpoint)
+            untrained = _scores(checkpoint)
         crops = UnpairedCrops(domains, recipe.data, recipe.seed)
         clock = ImageClock(
             translator.images,
@@ -123,7 +125,6 @@ def train(recipe: Recipe, run: RunFolder, accelerator: Accelerator, scratch: Pat
     iterator = iter(loader(crops, clock, recipe.data.workers, scratch))
 
     # Before the first step
-    untrained: dict[str, float] = checkpoint.facts["untrained"] if checkpoint else {}
     with together():
         tracker = Tracker(run.path, translator.images, enabled=first)
         if first:
@@ -204,6 +205,16 @@ def _warn(tracker: Tracker, images: int, text: str) -> None:
     tqdm.write(f"warning: {text}", file=sys.stderr)
 
 
+def _scores(checkpoint: Checkpoint) -> dict[str, float]:
+    """What untrained networks reached, as the checkpoint's facts say."""
+    stored = checkpoint.facts.get("untrained")
+    if not isinstance(stored, dict) or any(type(value) not in (int, float) for value in stored.values()):
+        raise InputError(
+            f"{checkpoint.path} does not say what untrained networks reached; resume from another checkpoint."
+        )
+    return stored
+
+
 def _look(probe: Probe, translator: Translator, tracker: Tracker, untrained: dict[str, float], bar: tqdm) -> None:
     """Draw the panels, measure agreement, and warn when nuclei are found worse than by untrained networks."""
     images = translator.images
@@ -213,7 +224,7 @@ def _look(probe: Probe, translator: Translator, tracker: Tracker, untrained: dic
     tracker.scalars(images, values)
     bar.set_postfix_str(f"content Dice {values[ALARMS[0]]:.2f}")
     for name in ALARMS:
-        if name in values and values[name] < untrained[name]:
+        if name in values and values[name] < untrained.get(name, 0.0):
             text = (
                 f"{name} {values[name]:.3f} is below the untrained {untrained[name]:.3f} at {images} images: "
                 "nuclei and background may be swapped or the mask hidden; look at the panels."

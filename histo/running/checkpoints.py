@@ -9,6 +9,7 @@ unpickled. Which one is newest is told by the images in its name, never by a clo
 import hashlib
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from histo.errors import InputError
 
 MANIFEST = "manifest.json"
 ASIDE = ".writing-"
+IMAGE_DIGITS = 12  # of the image count that names a checkpoint
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     Raises:
         InputError: it cannot be written (disk full, read-only, folder gone); those before it are untouched.
     """
-    target = folder / f"{checkpoint.facts['images']:012d}"
+    target = folder / f"{checkpoint.facts['images']:0{IMAGE_DIGITS}d}"
     if (target / MANIFEST).exists():
         return target  # the state at an image count is the same by construction, and rewriting it could lose it
     before = complete(folder)
@@ -87,7 +89,7 @@ def _write(aside: Path, checkpoint: Checkpoint) -> None:
 
 def complete(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first; half-written ones do not count."""
-    found = [path for path in folder.glob("*") if path.name.isdigit() and (path / MANIFEST).exists()]
+    found = [path for path in folder.glob("*") if path.name.isdecimal() and (path / MANIFEST).exists()]
     return sorted(found, key=lambda path: int(path.name))
 
 
@@ -102,14 +104,19 @@ def load(path: Path) -> Checkpoint:
         hashes, facts = manifest["sha256"], manifest["facts"]
         if not (isinstance(hashes, dict) and isinstance(facts, dict)):
             raise ValueError("sha256 and facts must be mappings")
+        _check_images(path, facts.get("images"))
     except FileNotFoundError as error:
         raise InputError(f"{path} is no checkpoint: it has no {MANIFEST}; name a folder RUN/checkpoints/N.") from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise InputError(f"{path / MANIFEST} is damaged ({error}); resume from another checkpoint.") from error
     tensors = {}
     for name, expected in hashes.items():
-        file = path / Path(name).name
-        if not file.exists() or _digest(file) != expected:
+        if not re.fullmatch(r"\w+\.safetensors", name):
+            raise InputError(
+                f"{path / MANIFEST} names {name!r}, expected NAME.safetensors; resume from another checkpoint."
+            )
+        file = path / name
+        if not file.is_file() or _digest(file) != expected:
             raise InputError(f"{file} is missing or was changed after it was written; resume from another checkpoint.")
         try:
             tensors[file.stem] = load_file(file)
@@ -136,6 +143,13 @@ def load_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
             "another --run.dir to start afresh."
         )
     return None, []
+
+
+def _check_images(path: Path, images: Any) -> None:
+    if type(images) is not int or not 0 <= images < 10**IMAGE_DIGITS:
+        raise ValueError(f"images is {str(images)[:40]!r}, expected a count")
+    if path.name.isdecimal() and int(path.name) != images:
+        raise ValueError(f"images is {images}, but the folder is named {path.name}")
 
 
 def forget_after(folder: Path, images: int) -> None:

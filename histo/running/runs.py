@@ -11,11 +11,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import yaml
-
 from histo.errors import InputError, writing
 from histo.running import checkpoints
 from histo.running.checkpoints import Checkpoint
+from histo.running.configs import read_config
 
 
 @dataclass
@@ -123,8 +122,8 @@ class RunFolder:
         if not self.config.exists():
             return
         try:
-            past = _flat(dict(yaml.safe_load(self.config.read_text(encoding="utf-8"))))
-        except (yaml.YAMLError, ValueError, TypeError) as error:
+            past = _flat(dict(read_config(self.config)))
+        except (OSError, ValueError, TypeError) as error:
             raise InputError(f"{self.config} is damaged; restore it, or name another --run.dir.") from error
         for name, value in _flat(wanted).items():
             matters = name in fixed or name.partition(".")[0] in fixed

@@ -19,6 +19,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from histo.errors import InputError
+from histo.running.configs import read_config
 
 T = TypeVar("T")
 _NO_SETTINGS = ("config", "dry_run", "debug", "help", "print_config")
@@ -154,17 +155,11 @@ def _refuse_unknown_flags(arguments: list[str], known: set[str]) -> None:
 def _checked_keys(path: Path, known: set[str]) -> dict[str, Any]:
     """The content of a config whose every key is a setting."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        content = read_config(path) or {}
     except OSError as error:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
         hint = f"did you mean {path.parent / near[0]}?" if near else "name an existing YAML file."
         raise InputError(f"Config {path} cannot be read ({error.strerror}); {hint}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" at line {mark.line + 1}" if mark else ""
-        raise InputError(
-            f"Config {path} is no valid YAML of plain values{place}; expected `group: {{key: value}}`."
-        ) from error
     if not isinstance(content, dict):
         raise InputError(f"Config {path} holds a {type(content).__name__}; expected groups of `key: value`.")
 
