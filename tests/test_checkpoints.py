@@ -42,7 +42,7 @@ def test_round_trip(tmp_path: Path) -> None:
         },
         "empty": {},
     }
-    path = save(tmp_path / "run" / "checkpoints", Checkpoint(tensors, {"images": 12, "é": [1, None]}), keep=1)
+    path = save(tmp_path, Checkpoint(tensors, {"images": 12, "é": [1, None]}), keep=1)
     assert path.name == "000000000012"
     back = load(path)
     assert same(back.tensors, tensors)
@@ -266,6 +266,7 @@ def test_a_damaged_manifest(tmp_path: Path, content: bytes) -> None:
 
 
 def test_a_manifest_cannot_name_files_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
     path = save(tmp_path / "run", state(10), keep=1)
     outside = tmp_path / "outside.safetensors"
     shutil.copy(path / "net.safetensors", outside)

@@ -129,9 +129,8 @@ def test_weighted_sum() -> None:
 @pytest.mark.parametrize("weight", [0.0, 2.0])
 def test_weighted_sum_names_the_term_that_is_not_finite(value: float, weight: float) -> None:
     terms = {"good": torch.tensor(1.0), "bad": torch.tensor(value), "later": torch.tensor(1.0)}
-    with pytest.raises(NonFiniteLoss, match="bad became") as caught:
+    with pytest.raises(NonFiniteLoss, match=rf"the loss term bad became {value}"):
         weighted_sum(terms, {"good": 1.0, "bad": weight, "later": 1.0})
-    assert caught.value.term == "bad"
 
 
 def test_weighted_sum_that_overflows_names_the_total() -> None:
