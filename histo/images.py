@@ -20,11 +20,13 @@ Every form becomes uint8 [3, H, W] RGB by one stated rule, or is refused:
 A refusal is an `InputError` that names the file and the reason.
 """
 
+import io
 import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import tifffile
@@ -69,26 +71,33 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
     Raises:
         InputError: the file is missing, damaged, too large, or of a form that is refused.
     """
-    path = Path(path)
-    kind = _kind(path)
-    with _named(path):
-        deep = _deep_tiff(path) if kind == "TIFF" else None
-        with Image.open(path, formats=[kind]) as opened:
-            frames = getattr(opened, "n_frames", 1)
-            if frames != 1:
-                raise InputError(f"{path} holds {frames} pictures, expected one; save the one you mean alone.")
-            _check_size(path, opened.width, opened.height)
-            if kind == "PNG" and _png_depth(path) == 16:
-                deep = _deep_png(path)
-            if kind == "PNG":
-                _check_png(path, opened)
-            if deep is None:
-                picture = ImageOps.exif_transpose(opened)
-            else:
-                picture = Image.fromarray(_to_8_bits(deep))
-                picture.getexif()[_ORIENTATION] = opened.getexif().get(_ORIENTATION, 1)
-                picture = ImageOps.exif_transpose(picture)
-        return np.ascontiguousarray(np.asarray(_rgb(path, picture)).transpose(2, 0, 1))
+    with _opened(Path(path)) as file:
+        return _decode(file, path)
+
+
+def decode_image(data: bytes, name: object) -> NDArray[np.uint8]:
+    """The picture in the bytes of a PNG, JPEG or TIFF file, by the rules of `read_image`.
+
+    Args:
+        data: the whole file.
+        name: what the error sentence calls it, for example a shard and its member.
+
+    Returns:
+        uint8 [3, H, W] RGB.
+
+    Raises:
+        InputError: the bytes are damaged, too large, or of a form that is refused.
+    """
+    return _decode(io.BytesIO(data), name)
+
+
+def format_of(data: bytes, name: object) -> str:
+    """PNG, JPEG or TIFF, by the first bytes of a file.
+
+    Raises:
+        InputError: it is none of them.
+    """
+    return _kind(io.BytesIO(data), name)
 
 
 def read_mpp(path: str | Path) -> float | None:
@@ -100,24 +109,60 @@ def read_mpp(path: str | Path) -> float | None:
     Raises:
         InputError: the file is missing or its header is damaged.
     """
-    path = Path(path)
-    kind = _kind(path)
-    with _named(path):
-        if kind == "PNG":
-            with Image.open(path, formats=["PNG"]) as opened:
-                sizes = [25400 / dpi for dpi in opened.info.get("dpi", ()) if dpi > 0]
-        elif kind == "TIFF":
-            sizes = _tiff_pixel_sizes(path)
-        else:
-            sizes = []
+    with _opened(Path(path)) as file:
+        kind = _kind(file, path)
+        with _named(path):
+            if kind == "PNG":
+                with Image.open(file, formats=["PNG"]) as opened:
+                    sizes = [25400 / dpi for dpi in opened.info.get("dpi", ()) if dpi > 0]
+            elif kind == "TIFF":
+                sizes = _tiff_pixel_sizes(file)
+            else:
+                sizes = []
     low, high = PLAUSIBLE_MPP
     if len(sizes) != 2 or not all(low <= size <= high for size in sizes):
         return None
     return sizes[0] if math.isclose(*sizes, rel_tol=0.01) else None
 
 
+def _decode(file: BinaryIO, name: object) -> NDArray[np.uint8]:
+    kind = _kind(file, name)
+    with _named(name):
+        deep = _deep_tiff(file, name) if kind == "TIFF" else None
+        file.seek(0)
+        with Image.open(file, formats=[kind]) as opened:
+            frames = getattr(opened, "n_frames", 1)
+            if frames != 1:
+                raise InputError(f"{name} holds {frames} pictures, expected one; save the one you mean alone.")
+            _check_size(name, opened.width, opened.height)
+            orientation = opened.getexif().get(_ORIENTATION, 1)
+            if kind == "PNG" and _png_depth(file) == 16:
+                deep = _deep_png(file, name)
+            if kind == "PNG":
+                _check_png(file, opened)
+            picture: Image.Image = opened if deep is None else Image.fromarray(_to_8_bits(deep))
+            if orientation != 1:  # rare, and asking for it copies the picture
+                picture.getexif()[_ORIENTATION] = orientation
+                picture = ImageOps.exif_transpose(picture)
+            return _planes(_rgb(name, picture))
+
+
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    if not path.is_file():
+        raise InputError(
+            f"{path} {'is not a file' if path.exists() else 'does not exist'}, expected an image; check the path."
+        )
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise InputError(f"{path} cannot be opened ({error.strerror}); check its permissions.") from error
+    with file:
+        yield file
+
+
+@contextmanager
+def _named(name: object) -> Iterator[None]:
     """Decoders meet damaged bytes with exceptions of every type; all of them become one that names the file."""
     try:
         yield
@@ -125,94 +170,97 @@ def _named(path: Path) -> Iterator[None]:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(
-            f"{path} is too large ({error}), expected at most {MAX_PIXELS:,} pixels; cut it into tiles first."
+            f"{name} is too large ({error}), expected at most {MAX_PIXELS:,} pixels; cut it into tiles first."
         ) from error
     except Exception as error:
         reason = str(error).strip().rstrip(".").replace("\n", " ") or type(error).__name__
-        raise InputError(f"{path} cannot be decoded ({reason}); replace or remove the file.") from error
+        raise InputError(f"{name} cannot be decoded ({reason}); replace or remove the file.") from error
 
 
-def _kind(path: Path) -> str:
-    if not path.is_file():
-        raise InputError(
-            f"{path} {'is not a file' if path.exists() else 'does not exist'}, expected an image; check the path."
-        )
-    try:
-        with path.open("rb") as file:
-            start = file.read(8)
-    except OSError as error:
-        raise InputError(f"{path} cannot be opened ({error.strerror}); check its permissions.") from error
+def _kind(file: BinaryIO, name: object) -> str:
+    """The format by the first bytes; the file is at its start again."""
+    start = file.read(8)
+    file.seek(0)
     if not start:
-        raise InputError(f"{path} is empty (0 bytes), expected an image; replace or remove the file.")
+        raise InputError(f"{name} is empty (0 bytes), expected an image; replace or remove the file.")
     for magic, kind in _MAGIC.items():
         if start.startswith(magic):
             return kind
-    raise InputError(f"{path} begins with {start!r}, expected a PNG, JPEG or TIFF file; convert or remove it.")
+    raise InputError(f"{name} begins with {start!r}, expected a PNG, JPEG or TIFF file; convert or remove it.")
 
 
-def _check_size(path: Path, width: int, height: int) -> None:
+def _check_size(name: object, width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise InputError(
-            f"{path} has {width} x {height} pixels, expected at most {MAX_PIXELS:,}; cut it into tiles first."
+            f"{name} has {width} x {height} pixels, expected at most {MAX_PIXELS:,}; cut it into tiles first."
         )
 
 
-def _check_png(path: Path, picture: Image.Image) -> None:
+def _check_png(file: BinaryIO, picture: Image.Image) -> None:
     last_row = picture.crop((0, picture.height - 1, picture.width, picture.height))
-    with path.open("rb") as file:
-        check_png(file, last_row_blank=not any(last_row.tobytes()))
+    check_png(file, last_row_blank=not any(last_row.tobytes()))
     if picture.palette is not None and np.asarray(picture).max() >= len(picture.palette.palette) // 3:
         raise ValueError("a pixel is beyond its palette")
 
 
-def _rgb(path: Path, picture: Image.Image) -> Image.Image:
+def _rgb(name: object, picture: Image.Image) -> Image.Image:
     if picture.mode in ("La", "LA", "PA", "RGBa", "RGBA") or picture.has_transparency_data:
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")
         return Image.alpha_composite(white, picture).convert("RGB")
     if picture.mode not in _CONVERTIBLE:
         raise InputError(
-            f"{path} has pixels of form {picture.mode!r}, expected 8- or 16-bit grey or colour; save it as RGB."
+            f"{name} has pixels of form {picture.mode!r}, expected 8- or 16-bit grey or colour; save it as RGB."
         )
-    return picture.convert("RGB")
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+
+def _planes(picture: Image.Image) -> NDArray[np.uint8]:
+    """uint8 [3, H, W] of an RGB picture; Pillow takes its bands apart quicker than NumPy turns pixels round."""
+    bands = bytearray().join([band.tobytes() for band in picture.split()])
+    return np.frombuffer(bands, np.uint8).reshape(3, picture.height, picture.width)
 
 
 def _to_8_bits(deep: NDArray[np.uint16]) -> NDArray[np.uint8]:
     return ((deep.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
-def _png_depth(path: Path) -> int:
-    with path.open("rb") as file:
-        return file.read(25)[24]
+def _png_depth(file: BinaryIO) -> int:
+    file.seek(24)
+    return file.read(1)[0]
 
 
-def _deep_png(path: Path) -> NDArray[np.uint16]:
+def _deep_png(file: BinaryIO, name: object) -> NDArray[np.uint16]:
     """uint16 [H, W], [H, W, 3] or [H, W, 4] of a 16-bit PNG."""
-    with Image.open(path, formats=["PNG"]) as high, Image.open(path, formats=["PNG"]) as low:
+    file.seek(0)
+    with Image.open(file, formats=["PNG"]) as high:
         if (
             high.mode not in ("I", "I;16", "RGB", "RGBA")
             or high.tile[0].args == "LA;16B"
             or "transparency" in high.info
         ):
             raise InputError(
-                f"{path} is a 16-bit PNG of grey with alpha or with a transparent colour, expected 16-bit grey, RGB or "
+                f"{name} is a 16-bit PNG of grey with alpha or with a transparent colour, expected 16-bit grey, RGB or "
                 "RGBA; save it with 8 bits."
             )
+        first = np.asarray(high).astype(np.uint16)
         if high.mode.startswith("I"):
-            return np.asarray(high).astype(np.uint16)
-        # Pillow keeps the first byte of each 16-bit colour; told that the bytes are swapped, it keeps the second.
+            return first
+    # Pillow keeps the first byte of each 16-bit colour; told that the bytes are swapped, it keeps the second.
+    file.seek(0)
+    with Image.open(file, formats=["PNG"]) as low:
         low.tile = [tile._replace(args=f"{low.mode};16L") for tile in low.tile]
-        return np.asarray(high).astype(np.uint16) * 256 + np.asarray(low)
+        return first * 256 + np.asarray(low)
 
 
-def _deep_tiff(path: Path) -> NDArray[np.uint16] | None:
+def _deep_tiff(file: BinaryIO, name: object) -> NDArray[np.uint16] | None:
     """uint16 [H, W] or [H, W, 3] of a 16-bit TIFF; None for up to 8 bits, which Pillow reads in every variant."""
-    with tifffile.TiffFile(path) as tiff:
+    with tifffile.TiffFile(file) as tiff:
         pages = max(len(tiff.pages), int((tiff.imagej_metadata or {}).get("images", 1)))
         if pages != 1:
-            raise InputError(f"{path} holds {pages} pages or planes, expected one; save the one you mean alone.")
+            raise InputError(f"{name} holds {pages} pages or planes, expected one; save the one you mean alone.")
         page = tiff.pages.first
-        _check_size(path, page.imagewidth, page.imagelength * page.imagedepth)
+        _check_size(name, page.imagewidth, page.imagelength * page.imagedepth)
         if 0 in page.databytecounts:
             raise ValueError("a strip or block of it is empty")
         depth, samples, numbers = page.bitspersample, page.samplesperpixel, page.dtype
@@ -225,7 +273,7 @@ def _deep_tiff(path: Path) -> NDArray[np.uint16] | None:
         }
         if numbers != np.uint16 or depth != 16 or page.imagedepth != 1 or tones.get(page.photometric) != samples:
             raise InputError(
-                f"{path} is a TIFF of {samples} x {depth}-bit {numbers} samples, expected 8- or 16-bit grey or RGB; "
+                f"{name} is a TIFF of {samples} x {depth}-bit {numbers} samples, expected 8- or 16-bit grey or RGB; "
                 "convert it to 8-bit RGB."
             )
         pixels = page.asarray()
@@ -234,9 +282,9 @@ def _deep_tiff(path: Path) -> NDArray[np.uint16] | None:
         return 65535 - pixels if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE else pixels
 
 
-def _tiff_pixel_sizes(path: Path) -> list[float]:
+def _tiff_pixel_sizes(file: BinaryIO) -> list[float]:
     """Width and height of a pixel in µm; empty where the file does not say."""
-    with tifffile.TiffFile(path) as tiff:
+    with tifffile.TiffFile(file) as tiff:
         if tiff.ome_metadata:
             return _ome_pixel_sizes(tiff.ome_metadata)
         tags = tiff.pages.first.tags

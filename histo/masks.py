@@ -20,13 +20,14 @@ split into connected components.
 | empty, truncated or damaged                      | refused; a PNG's checksums are verified                           |
 """
 
+import io
 import json
 import math
 import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import tifffile
@@ -96,18 +97,39 @@ def read_instances(path: str | Path, size: tuple[int, int] | None = None) -> NDA
             negative ids, another size than expected, or a polygon wholly outside the size.
     """
     path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix not in _SUFFIXES:
-        raise InputError(
-            f"{path} ends in {suffix!r}, but instance maps are read from {', '.join(_SUFFIXES)}; "
-            "convert it to a lossless 16-bit PNG."
-        )
+    _suffix(path)
     if not path.is_file():
         raise InputError(f"{path} is not a file; check the path of the instance map.")
     try:
+        with path.open("rb") as file:
+            return _decode(file, path, size)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read as an instance map ({error}); write the file again.") from error
+
+
+def decode_instances(data: bytes, name: str | Path, size: tuple[int, int] | None = None) -> NDArray[np.int32]:
+    """The instance map in the bytes of a file, by the rules of `read_instances`.
+
+    Args:
+        data: the whole file.
+        name: its name, which tells the format by its suffix, and which the error sentence shows.
+        size: as in `read_instances`.
+
+    Returns:
+        int32 [H, W], 0 = background.
+
+    Raises:
+        InputError: as `read_instances`.
+    """
+    return _decode(io.BytesIO(data), Path(name), size)
+
+
+def _decode(file: BinaryIO, path: Path, size: tuple[int, int] | None) -> NDArray[np.int32]:
+    suffix = _suffix(path)
+    try:
         if suffix in (".geojson", ".json"):
-            return _read_geojson(path, size)
-        array = {".png": _read_png, ".npy": _read_npy}.get(suffix, _read_tiff)(path)
+            return _read_geojson(file, path, size)
+        array = {".png": _read_png, ".npy": _read_npy}.get(suffix, _read_tiff)(file, path)
     except InputError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -126,6 +148,16 @@ def read_instances(path: str | Path, size: tuple[int, int] | None = None) -> NDA
     return instances
 
 
+def _suffix(path: Path) -> str:
+    suffix = path.suffix.lower()
+    if suffix not in _SUFFIXES:
+        raise InputError(
+            f"{path} ends in {suffix!r}, but instance maps are read from {', '.join(_SUFFIXES)}; "
+            "convert it to a lossless 16-bit PNG."
+        )
+    return suffix
+
+
 def write_instances(path: str | Path, instances: NDArray[Any]) -> None:
     """Write an instance map as 16-bit greyscale PNG, atomically: readers see the old file or the whole new one.
 
@@ -141,19 +173,35 @@ def write_instances(path: str | Path, instances: NDArray[Any]) -> None:
         raise InputError(f"{path} ends in {path.suffix!r}, but instance maps are written as .png; rename it.")
     if not path.parent.is_dir():
         raise InputError(f"{path.parent} is not a folder; make it before writing {path.name} into it.")
+    data = encode_instances(instances, path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def encode_instances(instances: NDArray[Any], name: object) -> bytes:
+    """The bytes of a 16-bit greyscale PNG of an instance map.
+
+    Args:
+        instances: integer [H, W], ids from 0 to 65 535, kept as they are.
+        name: what the error sentence calls the file.
+
+    Raises:
+        InputError: not an instance map, or an id above 65 535.
+    """
     instances = as_instances(instances)
     largest = int(instances.max())
     if largest > np.iinfo(np.uint16).max:
         raise InputError(
-            f"The instance map for {path} holds the id {largest}, but a 16-bit PNG ends at 65535; renumber the map, "
+            f"The instance map for {name} holds the id {largest}, but a 16-bit PNG ends at 65535; renumber the map, "
             "or save it with numpy.save if it has more nuclei than that."
         )
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        Image.fromarray(instances.astype(np.uint16)).save(temporary, format="PNG")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with io.BytesIO() as file:
+        Image.fromarray(instances.astype(np.uint16)).save(file, format="PNG")
+        return file.getvalue()
 
 
 def renumber(instances: NDArray[Any]) -> NDArray[np.int32]:
@@ -205,8 +253,8 @@ def _whole(array: NDArray[Any], path: Path) -> NDArray[np.int64]:
     return array.astype(np.int64)
 
 
-def _read_png(path: Path) -> NDArray[Any]:
-    with Image.open(path, formats=["PNG"]) as image:
+def _read_png(file: BinaryIO, path: Path) -> NDArray[Any]:
+    with Image.open(file, formats=["PNG"]) as image:
         _check_pixels(path, (image.height, image.width))
         spread = _SPREAD.get(str(image.tile[0].args), 1)
         _check_single_upright(path, getattr(image, "n_frames", 1), image.getexif().get(_ORIENTATION, 1))
@@ -216,16 +264,15 @@ def _read_png(path: Path) -> NDArray[Any]:
                 "give a single-channel label map."
             )
         array = np.asarray(image)
-    with path.open("rb") as file:
-        check_png(file, last_row_blank=not array[-1].any())
+    check_png(file, last_row_blank=not array[-1].any())
     return array if spread == 1 else array // spread
 
 
-def _read_tiff(path: Path) -> NDArray[Any]:
-    with tifffile.TiffFile(path) as file:
+def _read_tiff(file: BinaryIO, path: Path) -> NDArray[Any]:
+    with tifffile.TiffFile(file) as tiff:
         # The page and not tifffile's series: those of OME-TIFF may fetch pixels from other files.
-        page = file.pages.first
-        pages = max(len(file.pages), int((file.imagej_metadata or {}).get("images", 1)))
+        page = tiff.pages.first
+        pages = max(len(tiff.pages), int((tiff.imagej_metadata or {}).get("images", 1)))
         _check_pixels(path, page.shape)
         _check_single_upright(path, pages, page.tags.valueof("Orientation", 1))
         if 0 in page.databytecounts:
@@ -233,22 +280,25 @@ def _read_tiff(path: Path) -> NDArray[Any]:
         return np.asarray(page.asarray())
 
 
-def _read_npy(path: Path) -> NDArray[Any]:
-    array = np.lib.format.open_memmap(path, mode="r")  # knows nothing of objects and of archives
-    _check_pixels(path, array.shape)
-    return np.array(array)
+def _read_npy(file: BinaryIO, path: Path) -> NDArray[Any]:
+    version = np.lib.format.read_magic(file)
+    header = {(1, 0): np.lib.format.read_array_header_1_0}.get(version, np.lib.format.read_array_header_2_0)(file)
+    _check_pixels(path, header[0])
+    file.seek(0)
+    return np.lib.format.read_array(file, allow_pickle=False)  # knows nothing of archives
 
 
-def _read_geojson(path: Path, size: tuple[int, int] | None) -> NDArray[np.int32]:
+def _read_geojson(file: BinaryIO, path: Path, size: tuple[int, int] | None) -> NDArray[np.int32]:
     if size is None:
         raise InputError(f"{path} holds polygons without an image size; pass size=(height, width) in pixels.")
     if min(size) < 1:
         raise InputError(f"The size {tuple(size)} for {path} has no pixels; pass (height, width) of the image.")
     _check_pixels(path, size)
-    if path.stat().st_size > MAX_BYTES:
-        raise InputError(f"{path} has {path.stat().st_size:,} bytes, expected at most {MAX_BYTES:,}; split it by tile.")
-    with open(path, encoding="utf-8-sig") as file:
-        document = json.load(file)
+    length = file.seek(0, io.SEEK_END)
+    if length > MAX_BYTES:
+        raise InputError(f"{path} has {length:,} bytes, expected at most {MAX_BYTES:,}; split it by tile.")
+    file.seek(0)
+    document = json.loads(file.read().decode("utf-8-sig"))
     if isinstance(document, dict):
         document = document["features"] if document.get("type") == "FeatureCollection" else [document]
     instances = np.zeros(size, dtype=np.int32)

@@ -10,6 +10,7 @@ import torch
 
 from histo.errors import InputError
 from histo.masks import read_instances
+from histo.packing import pack
 from translate.domains import DataSettings, Domains, open_domains
 from translate.stream import ImageClock, UnpairedCrops, loader
 
@@ -40,6 +41,26 @@ def test_own_labels_are_unpaired_and_leave_the_test_split_out(tile_folder: Path,
     assert giving
     assert giving.isdisjoint(showing)
     assert giving.isdisjoint(held_out)
+
+
+@pytest.mark.parametrize("masks", ["watershed", "own labels"])
+def test_shards_are_learned_from_as_their_folder_is(tile_folder: Path, tmp_path: Path, masks: str) -> None:
+    """The same images at every index, the same donors, the same tiles held out."""
+    pack(tile_folder, tmp_path / "shards", shard_mb=0.1)
+    found = []
+    for tissue in (tile_folder, tmp_path / "shards"):
+        settings = settings_for(tissue, masks=str(tissue) if masks == "own labels" else masks)
+        domains = open_domains(settings, 0, tmp_path / f"masks of {tissue.name}", progress=False)
+        crops = UnpairedCrops(domains, settings, 0)
+        found.append((domains, [crops[k] for k in range(12)]))
+    (folder, ours), (shards, theirs) = found
+    assert (list(folder.shown), folder.origin) == (list(shards.shown), shards.origin)
+    assert [folder.holdout[k].key for k in range(len(folder.holdout))] == [
+        shards.holdout[k].key for k in range(len(shards.holdout))
+    ]
+    for a, b in zip(ours, theirs, strict=True):
+        for name in ("tissue", "mask", "foreground"):
+            assert torch.equal(a[name], b[name])
 
 
 def test_a_folder_of_masks_keeps_all_tissue(tile_folder: Path, tmp_path: Path) -> None:

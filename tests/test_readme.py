@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from histo.encoders import architecture, build, write_card
+from histo.packing import pack
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -25,7 +26,12 @@ def test_command(command: str, toy_arguments: list[str], tile_folder: Path, toy_
     """Programs come from this environment; a training gets the toy's settings after its own."""
     if command == "make demo" and os.environ.get("CI"):
         pytest.skip("the demo is a CI step of its own")
-    words = shlex.split(command.replace("path/to/tiles", str(tile_folder)).replace("runs", str(tmp_path)))
+    shards = tmp_path / "shards"
+    if "--check path/to/shards" in command:
+        pack(tile_folder, shards)
+    for name, path in (("path/to/tiles", tile_folder), ("path/to/shards", shards), ("runs", tmp_path)):
+        command = command.replace(name, str(path))
+    words = shlex.split(command)
     if words[0] == "make":
         words = ["make", "--dry-run", *words[1:]]
     elif words[0] == "pip":
@@ -73,4 +79,4 @@ def test_python_lines(resnet_run: Path, tile_folder: Path) -> None:
         exec(compile(text.replace("path/to/tile.png", str(tile_folder / "images/0.png")), "README.md", "exec"), names)
     assert names["nuclei"].shape == (96, 96)  # type: ignore[attr-defined]
     assert len(SNIPPETS) == 3
-    assert len(COMMANDS) == 7
+    assert len(COMMANDS) == 9

@@ -9,12 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from histo.entries import Entries
 from histo.errors import InputError
 from histo.links import stray_link
 from histo.masks import read_instances, write_instances
 from histo.phantom import PhantomTissue
 from histo.randomness import draws
-from histo.tiles import Tile, TileCache, TileEntry, Tiles, TileSet, open_tiles
+from histo.shards import is_shards
+from histo.tiles import Tile, TileCache, Tiles, TileSet, open_tiles
 from histo.watershed import segment
 
 PHANTOM_MPP = 0.5
@@ -26,7 +28,7 @@ class DataSettings:
     """Where tissue and masks come from, and the tiles cut from them."""
 
     tissue: list[str] | str = "phantom"
-    """folder of tiles, several as [a, b], or phantom: procedural tissue made on the fly"""
+    """folder of tiles or of shards, several as [a, b], or phantom: procedural tissue made on the fly"""
     tissue_weights: list[float] | None = None
     """share of each folder of tissue in what is shown, [1, 1] for evenly; null shows every tile equally often"""
     masks: str = "watershed"
@@ -38,7 +40,7 @@ class DataSettings:
     smallest_crop: float = 0.8
     """crops have a side of this share to 1 of the tile size before they are resized"""
     split: str = "train"
-    """split to learn from, where tiles.csv names splits"""
+    """split to learn from, where the tiles name splits"""
     holdout: str = "test"
     """split never learned from, on which S is compared with labels where there are any"""
     on_bad: Literal["error", "skip"] = "error"
@@ -134,15 +136,15 @@ def open_domains(settings: DataSettings, seed: int, folder: Path | None, progres
     elif settings.masks == "phantom":
         shown, masks = everything, _phantom(settings, seed + 1, "train")
         origin = "exact masks of phantom tissue of another seed"
-    elif (Path(settings.masks) / "tiles.csv").is_file():
+    elif (Path(settings.masks) / "tiles.csv").is_file() or is_shards(Path(settings.masks)):
         labelled, bad_masks = _labelled(settings)
         images = {entry.path.resolve() for entry in tissue.entries} if isinstance(tissue, TileSet) else set()
         if images.isdisjoint(entry.path.resolve() for entry in labelled):
-            shown, origin = everything, f"{len(labelled)} instance maps named by {settings.masks}/tiles.csv"
+            shown, origin = everything, f"{len(labelled)} instance maps of the tiles of {settings.masks}"
         else:  # the tissue's own labels: half of the tiles give masks, the other half are shown
             assert isinstance(tissue, TileSet)
             giving = {tissue.entries[k].path.resolve() for k in donors}
-            labelled = [entry for entry in labelled if entry.path.resolve() in giving]
+            labelled = labelled.take([k for k, entry in enumerate(labelled) if entry.path.resolve() in giving])
             shown, origin = others, f"labels of {_apart(donors, others)}"
         masks = TileSet(labelled, cache_mb=settings.cache_mb)
     else:
@@ -165,13 +167,12 @@ def _open_tissue(settings: DataSettings, seed: int) -> tuple[Tiles, Tiles]:
     if settings.tissue == "phantom":
         return _phantom(settings, seed, "train"), _phantom(settings, seed, "test")
     everything = open_tiles(settings.tissue, mpp=settings.mpp, on_bad=settings.on_bad, cache_mb=settings.cache_mb)
-    learned = [entry for entry in everything.entries if entry.split in (settings.split, None)]
-    apart = [entry for entry in everything.entries if entry.split == settings.holdout]
+    splits = [entry.split for entry in everything.entries]
+    learned = everything.entries.take([k for k, split in enumerate(splits) if split in (settings.split, None)])
+    apart = everything.entries.take([k for k, split in enumerate(splits) if split == settings.holdout])
     if not learned:
-        splits = sorted({str(entry.split) for entry in everything.entries})
-        raise InputError(
-            f"No tissue tile is of --data.split {settings.split!r}; {settings.tissue} has {', '.join(splits)}."
-        )
+        present = ", ".join(sorted({str(split) for split in splits}))
+        raise InputError(f"No tissue tile is of --data.split {settings.split!r}; {settings.tissue} has {present}.")
     return (
         TileSet(learned, bad=everything.bad, cache_mb=settings.cache_mb),
         TileSet(apart, cache_mb=settings.cache_mb),
@@ -198,16 +199,17 @@ def _apart(donors: NDArray[np.int64], others: NDArray[np.int64]) -> str:
     )
 
 
-def _labelled(settings: DataSettings) -> tuple[list[TileEntry], list[tuple[Path, str]]]:
-    """Tiles with masks of a folder whose tiles.csv names them, of the split to learn from only, and the skipped."""
+def _labelled(settings: DataSettings) -> tuple[Entries, list[tuple[Path, str]]]:
+    """Tiles with masks of shards or of a folder with tiles.csv, of the split to learn from only, and the skipped."""
     tiles = open_tiles(settings.masks, on_bad=settings.on_bad)
-    found = [entry for entry in tiles.entries if entry.mask is not None and entry.split in (settings.split, None)]
+    wanted = (settings.split, None)
+    found = [k for k, entry in enumerate(tiles.entries) if entry.mask is not None and entry.split in wanted]
     if not found:
         raise InputError(
-            f"{settings.masks}/tiles.csv names no masks of split {settings.split!r}; fill its column mask, or name a "
-            "folder of masks."
+            f"{settings.masks} names no masks of split {settings.split!r}; fill the column mask of its tiles.csv, or "
+            "name a folder of masks."
         )
-    return found, tiles.bad
+    return tiles.entries.take(found), tiles.bad
 
 
 def _mask_files(path: Path, on_bad: str) -> tuple[list[Path], list[tuple[Path, str]]]:

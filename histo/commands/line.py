@@ -10,6 +10,7 @@ from histo.errors import InputError
 # verb: (help, "module:function"); the function takes the arguments after the verb and returns the exit code.
 VERBS = {
     "demo": ("train a small translator on phantom tissue, in minutes, and show what it learned", "demo:main"),
+    "pack": ("pack a folder of tiles into shards, or check shards for damage", "pack:main"),
     "doctor": ("say whether this machine is ready, how fast it will be, and what is missing", "doctor:main"),
 }
 

@@ -1,0 +1,166 @@
+"""A tile, what is known of it before it is decoded, and long sequences of the latter that take little memory."""
+
+import bisect
+import itertools
+import operator
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from histo.errors import InputError
+from histo.images import read_image
+from histo.masks import read_instances
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One image of tissue with what is known about it.
+
+    Attributes:
+        image: uint8 [3, H, W] RGB.
+        key: name unique within its source, the path relative to the folder.
+        source: name of the folder it came from.
+        patient: patient identifier, None where unknown.
+        mpp: µm/px, None where unknown.
+        label: class name, None where unlabelled.
+        split: e.g. "train", None where the set has no splits.
+        instances: int32 [H, W] instance map, 0 = background; None without a mask.
+        types: uint8 [K+1] nucleus type (1 or 2) by instance id, index 0 unused; None without types.
+    """
+
+    image: NDArray[np.uint8]
+    key: str
+    source: str
+    patient: str | None
+    mpp: float | None
+    label: str | None
+    split: str | None
+    instances: NDArray[np.int32] | None = None
+    types: NDArray[np.uint8] | None = None
+
+
+@dataclass(frozen=True)
+class TileEntry:
+    """What is known of a tile without decoding it; the fields are those of `Tile` and the two files."""
+
+    path: Path
+    key: str
+    source: str
+    patient: str | None
+    mpp: float | None
+    label: str | None
+    split: str | None
+    mask: Path | None
+
+    def read(self) -> Tile:
+        """Decode the image and, where there is one, the mask.
+
+        Raises:
+            InputError: a file that cannot be read, or a mask of another size than its tile.
+        """
+        image = self.read_image()
+        instances = None
+        if self.mask is not None:
+            polygons = self.mask.suffix.lower() in (".geojson", ".json")
+            instances = self.read_mask(size=image.shape[1:] if polygons else None)
+            if instances.shape != image.shape[1:]:
+                raise InputError(
+                    f"{self.mask} is {instances.shape[0]} x {instances.shape[1]} pixels (height x width) but its tile "
+                    f"{self.path} is {image.shape[1]} x {image.shape[2]}; pair each mask with its own tile."
+                )
+        return Tile(image, self.key, self.source, self.patient, self.mpp, self.label, self.split, instances)
+
+    def read_image(self) -> NDArray[np.uint8]:
+        """uint8 [3, H, W] RGB."""
+        return read_image(self.path)
+
+    def read_mask(self, size: tuple[int, int] | None) -> NDArray[np.int32]:
+        """int32 [H, W]; only for an entry that has a mask, and `size` as in `histo.masks.read_instances`."""
+        assert self.mask is not None
+        return read_instances(self.mask, size)
+
+    def image_file(self) -> bytes:
+        """The image's file as it lies, undecoded."""
+        return self.path.read_bytes()
+
+    def mask_file(self) -> bytes:
+        """The mask's file as it lies; only for an entry that has a mask."""
+        assert self.mask is not None
+        return self.mask.read_bytes()
+
+
+class Entries(Sequence[TileEntry]):
+    """Sequences of entries one after the other, of which some are kept, in a given order; none is copied.
+
+    Args:
+        parts: the sequences.
+        positions: int [N], what is kept of the parts laid end to end; None keeps everything.
+    """
+
+    def __init__(self, parts: Iterable[Sequence[TileEntry]], positions: ArrayLike | None = None) -> None:
+        self._parts = tuple(parts)
+        self._ends = list(itertools.accumulate(map(len, self._parts)))
+        everything = range(self._ends[-1] if self._ends else 0)
+        self._positions = np.asarray(everything if positions is None else positions, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    @overload
+    def __getitem__(self, index: int) -> TileEntry: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "Entries": ...
+
+    def __getitem__(self, index: int | slice) -> "TileEntry | Entries":
+        if isinstance(index, slice):
+            return self.take(range(len(self))[index])
+        position = int(self._positions[operator.index(index)])
+        part = bisect.bisect_right(self._ends, position)
+        return self._parts[part][position - self._ends[part]]  # counted from the part's end: below 0
+
+    def take(self, positions: ArrayLike) -> "Entries":
+        """The entries at these positions, int [N], in this order."""
+        return Entries(self._parts, self._positions[np.asarray(positions, dtype=np.int64)])
+
+
+class Texts(Sequence[str]):
+    """Many short texts in two blocks of memory; a list has an object for each, which every look at it writes to."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        coded = [text.encode("utf-8") for text in texts]
+        self._bytes = b"".join(coded)
+        self._ends = np.cumsum([0, *map(len, coded)], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        positions = range(len(self))[index]
+        if isinstance(positions, range):
+            return [self[position] for position in positions]
+        return self._bytes[self._ends[positions] : self._ends[positions + 1]].decode("utf-8")
+
+
+def of_split(entries: Sequence[TileEntry], split: str, name: object) -> list[int]:
+    """Positions of the entries of a split.
+
+    Raises:
+        InputError: there is none; the sentence names the set and its splits.
+    """
+    splits = [entry.split for entry in entries]
+    present = sorted({own for own in splits if own is not None})
+    if split not in present:
+        known = f"its splits are {', '.join(present)}" if present else "it has no splits"
+        raise InputError(f"{name} has no split {split!r}: {known}; choose one of those or leave the split out.")
+    return [position for position, own in enumerate(splits) if own == split]

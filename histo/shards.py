@@ -1,0 +1,305 @@
+"""Shards: tiles in tar archives as WebDataset lays them out, each at its place in an archive and read there.
+
+A tile is the members of one key, the member's path up to the first dot of its file name:
+
+| member                              | holds                                                                       |
+|-------------------------------------|-----------------------------------------------------------------------------|
+| `KEY.png`, `.jpg`/`.jpeg`, `.tif`/`.tiff` | the image (see `histo.images`), one per key                            |
+| `KEY.json`                          | facts: key, label, patient, mpp in µm/px, split; null or absent for unknown |
+| `KEY.cls`                           | the class as text, where the `.json` names none                             |
+| `KEY.mask.png`, `.mask.tif`, `.mask.npy` | the instance map (see `histo.masks`)                                   |
+
+Other members are passed over, and so are hidden files and folders named `labels` or `masks`, as in a folder of tiles.
+What `histo.archives` refuses is refused here.
+
+`nucleate pack` writes beside its shards NAME-000000.tar, NAME-000001.tar, … an index of each, NAME-000000.index.json,
+so that thousands of them open without a look inside, and at last `manifest.json`, which lists them with their bytes and
+SHA-256. The index is JSON in columns, because it is then read by everything and holds nothing but numbers and texts.
+Opening compares names and bytes with the manifest, and an index with its SHA-256; `nucleate pack --check` compares the
+shards' SHA-256 too. Other shards are listed once at opening, and µm/px come from their `.json` alone.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from histo.archives import COMPRESSED, Member, members, read_member
+from histo.entries import Entries, Texts, TileEntry
+from histo.errors import InputError
+from histo.images import decode_image
+from histo.links import stray_link
+from histo.manifests import (
+    COLUMNS,
+    INCOMPLETE,
+    MANIFEST,
+    TEXTS,
+    is_mpp,
+    is_unicode,
+    read_index,
+    read_manifest,
+)
+from histo.masks import decode_instances
+from histo.tables import MASK_FOLDERS, SUFFIXES
+
+MAX_FACTS = 2**20  # bytes of one .json or .cls
+MASKS = (".mask.png", ".mask.tif", ".mask.tiff", ".mask.npy")
+
+
+@dataclass(frozen=True)
+class ShardEntry(TileEntry):
+    """A tile in a shard; `path` and `mask` are its members' names below that of the archive.
+
+    Attributes:
+        shard: the archive.
+        image_at, mask_at: offset and size of the members, bytes.
+    """
+
+    shard: Path
+    image_at: tuple[int, int]
+    mask_at: tuple[int, int]
+
+    def read_image(self) -> NDArray[np.uint8]:
+        return decode_image(self.image_file(), self.path)
+
+    def read_mask(self, size: tuple[int, int] | None) -> NDArray[np.int32]:
+        assert self.mask is not None
+        return decode_instances(self.mask_file(), self.mask, size)
+
+    def image_file(self) -> bytes:
+        return read_member(self.shard, *self.image_at, self.path)
+
+    def mask_file(self) -> bytes:
+        return read_member(self.shard, *self.mask_at, self.mask)
+
+
+class Shard(Sequence[TileEntry]):
+    """The entries of one archive, kept as columns and made one by one.
+
+    Args:
+        path: the archive.
+        source: the source its tiles name.
+        columns: lists of equal length by name: `image` and `mask`, names of members ("" for no mask); `image_at` and
+            `mask_at`, their [offset, size] in bytes; `key`, `label`, `patient`, `split`, texts ("" for unknown); `mpp`,
+            µm/px (NaN for unknown).
+    """
+
+    def __init__(self, path: Path, source: str, columns: Mapping[str, Sequence[Any]]) -> None:
+        self.path, self.source = path, source
+        self._texts = {name: Texts(columns[name]) for name in ("image", "mask", *TEXTS)}
+        self._places = np.array([columns["image_at"], columns["mask_at"]], dtype=np.int64).reshape(2, -1, 2)
+        self._mpp = np.array(columns["mpp"], dtype=np.float64)
+
+    def __len__(self) -> int:
+        return len(self._mpp)
+
+    @property
+    def keys(self) -> Texts:
+        return self._texts["key"]
+
+    @overload
+    def __getitem__(self, index: int) -> TileEntry: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[TileEntry]: ...
+
+    def __getitem__(self, index: int | slice) -> TileEntry | Sequence[TileEntry]:
+        if isinstance(index, slice):
+            return Entries([self])[index]
+        position = range(len(self))[index]
+        image, mask, key, label, patient, split = (texts[position] for texts in self._texts.values())
+        (image_offset, image_size), (mask_offset, mask_size) = self._places[:, position].tolist()
+        mpp = float(self._mpp[position])
+        return ShardEntry(
+            path=self.path / image,
+            key=key,
+            source=self.source,
+            patient=patient or None,
+            mpp=None if math.isnan(mpp) else mpp,
+            label=label or None,
+            split=split or None,
+            mask=self.path / mask if mask else None,
+            shard=self.path,
+            image_at=(image_offset, image_size),
+            mask_at=(mask_offset, mask_size),
+        )
+
+
+def is_shards(path: Path) -> bool:
+    """Whether the path is one archive, or a folder of archives without a `tiles.csv`."""
+    if path.is_file():
+        return path.name.endswith((".tar", *COMPRESSED))
+    return path.is_dir() and not (path / "tiles.csv").exists() and bool(_archives(path) or _is_incomplete(path))
+
+
+def packed_source(path: Path) -> str | None:
+    """The folder that was packed into these shards, by their manifest; None for other shards and for folders."""
+    manifest = read_manifest(path.parent if path.is_file() else path) if is_shards(path) else None
+    return None if manifest is None else manifest["source"]
+
+
+def open_shards(path: Path, source: str, *, mpp: float | None) -> list[Shard]:
+    """One archive, or those of a folder by their names.
+
+    Args:
+        path: as `is_shards` takes it.
+        source: the source their tiles name.
+        mpp: µm/px of every tile, before what the shards say.
+
+    Raises:
+        InputError: an archive that `histo.archives` refuses, members that are no tiles, facts of another form, or
+            shards that their manifest does not describe.
+    """
+    folder = path.parent if path.is_file() else path
+    archives = [path] if path.is_file() else _archives(path)
+    if _is_incomplete(folder):
+        raise InputError(f"{folder} was not packed to its end; run the same `nucleate pack` again.")
+    if path.is_dir():
+        _refuse_images_beside(folder, archives[0])
+    manifest = read_manifest(folder)
+    listed: Iterator[tuple[Path, dict[str, list[Any]]]]  # one by one, since its lists take far more than columns
+    if manifest is None:
+        listed = ((archive, scan(archive, folder)) for archive in archives)
+    else:
+        known = {shard["name"]: shard for shard in manifest["shards"]}
+        if strange := [archive for archive in archives if archive.name not in known]:
+            raise InputError(f"{strange[0]} is not in {folder / MANIFEST}; move it to a folder of its own.")
+        names = [path.name] if path.is_file() else list(known)
+        listed = ((folder / name, read_index(folder, known[name])) for name in names)
+    shards = []
+    for archive in archives:
+        if reason := stray_link(archive, folder):
+            raise InputError(reason)
+    for archive, columns in listed:
+        if mpp is not None:
+            columns["mpp"] = [mpp] * len(columns["mpp"])
+        shards.append(Shard(archive, source, columns))
+    if not any(map(len, shards)):
+        raise InputError(f"{path} holds no image, expected members ending in {', '.join(SUFFIXES)}; check the path.")
+    _refuse_repeats((key for shard in shards for key in shard.keys), path)
+    return shards
+
+
+def scan(archive: Path, folder: Path) -> dict[str, list[Any]]:
+    """The columns of `Shard` from the archive itself; a tile without a `key` among its facts takes its image's path.
+
+    Raises:
+        InputError: as `open_shards`.
+    """
+    tiles: dict[str, dict[str, Member]] = {}
+    for member in members(archive):
+        path = PurePosixPath(member.name)
+        hidden = any(part.startswith(".") for part in path.parts)
+        if hidden or any(part.lower() in MASK_FOLDERS for part in path.parts[:-1]):
+            continue
+        if path.name == "tiles.csv":
+            raise InputError(f"{archive} holds {member.name!r}, which is read from a folder only; unpack the archive.")
+        stem, _, suffix = path.name.partition(".")
+        tiles.setdefault(str(path.parent / stem), {})["." + suffix.lower()] = member
+    columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
+    for fields in tiles.values():
+        images = [member for suffix, member in fields.items() if suffix in SUFFIXES]
+        if len(images) != 1:
+            _refuse_images(archive, fields, images)
+            continue
+        masks = [member for suffix, member in fields.items() if suffix in MASKS]
+        if len(masks) > 1:
+            raise InputError(f"{archive} holds {masks[0].name!r} and {masks[1].name!r}; keep one mask per tile.")
+        default = (archive / images[0].name).relative_to(folder).as_posix()
+        facts = _facts(archive, fields)
+        row = {
+            "image": images[0].name,
+            "image_at": images[0][1:],
+            "mask": masks[0].name if masks else "",
+            "mask_at": masks[0][1:] if masks else (0, 0),
+            **facts,
+            "key": facts["key"] or default,
+        }
+        for name, value in row.items():
+            columns[name].append(value)
+    return columns
+
+
+def _refuse_images(archive: Path, fields: Mapping[str, Member], images: Sequence[Member]) -> None:
+    """Members of one key that are no tile are passed over, unless they look as if they were meant to be one."""
+    if len(images) > 1:
+        raise InputError(f"{archive} holds {images[0].name!r} and {images[1].name!r}; keep one image per key.")
+    for suffix, member in fields.items():
+        if suffix.endswith(SUFFIXES) or suffix in MASKS:
+            raise InputError(
+                f"{archive} holds {member.name!r}, read as the field {suffix[1:]!r} of a tile without an image, since "
+                "a key ends at the first dot; leave other dots out of the names."
+            )
+
+
+def _facts(archive: Path, fields: Mapping[str, Member]) -> dict[str, Any]:
+    facts: dict[str, Any] = {}
+    if member := fields.get(".json"):
+        try:
+            facts = json.loads(_short(archive, member))
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{archive / member.name} is not JSON ({error}); pack it again.") from error
+        if not isinstance(facts, dict):
+            raise InputError(f"{archive / member.name} holds a {type(facts).__name__}, expected an object of facts.")
+    texts = {name: _text(facts.get(name), name, archive, member) for name in TEXTS}
+    if (member := fields.get(".cls")) and not texts["label"]:
+        texts["label"] = _short(archive, member).strip()
+    mpp = facts.get("mpp")
+    if mpp is not None and not is_mpp(mpp):
+        raise InputError(f"{archive / fields['.json'].name} has the mpp {mpp!r}, expected µm/px above 0; correct it.")
+    return {**texts, "mpp": math.nan if mpp is None else float(mpp)}
+
+
+def _text(value: object, name: str, archive: Path, member: Member | None) -> str:
+    if value is None:
+        return ""
+    if type(value) not in (str, int) or not is_unicode(str(value)):
+        where = archive / member.name if member else archive
+        raise InputError(f"{where} has the {name} {ascii(value)[:80]}, expected a text or a whole number; correct it.")
+    return str(value)
+
+
+def _short(archive: Path, member: Member) -> str:
+    where = archive / member.name
+    if member.size > MAX_FACTS:
+        raise InputError(f"{where} has {member.size} bytes, expected at most {MAX_FACTS} of facts; pack it again.")
+    try:
+        return read_member(archive, member.offset, member.size, where).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where} is not UTF-8 ({error}); pack it again.") from error
+
+
+def _archives(folder: Path) -> list[Path]:
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        raise InputError(f"{folder} cannot be listed ({error.strerror}); check its permissions.") from error
+    return [folder / name for name in names if name.endswith(".tar") and not name.startswith(".")]
+
+
+def _is_incomplete(folder: Path) -> bool:
+    return (folder / INCOMPLETE).is_file() and not (folder / MANIFEST).is_file()
+
+
+def _refuse_images_beside(folder: Path, archive: Path) -> None:
+    for root, _, files in os.walk(folder):
+        for name in files:
+            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
+                raise InputError(
+                    f"{folder} holds the archive {archive.name} and the image {Path(root, name).relative_to(folder)}, "
+                    "expected either; put them into folders of their own."
+                )
+
+
+def _refuse_repeats(keys: Iterable[str], path: Path) -> None:
+    seen: set[str] = set()
+    for key in keys:
+        if key in seen:
+            raise InputError(f"{path} holds two tiles of the key {key!r}, expected each once; name one of them anew.")
+        seen.add(key)
