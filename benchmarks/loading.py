@@ -27,11 +27,11 @@ from nuclei import cpu_model
 from PIL import Image
 from tqdm import tqdm
 
-from histo.batches import image_batches
-from histo.packing import pack
 from histo.phantom import PhantomTissue
 from histo.randomness import draws
 from histo.tiles import TileSet, open_tiles
+from histo.tiles.batches import image_batches
+from histo.tiles.packing import pack
 
 SIDE, QUALITY, DISTINCT, BATCH, PROCESSES = 256, 90, 400, 32, 2
 AHEAD, TURN, TURNS = 2, 60, 20  # batches made ahead by each worker, batches of a turn, turns

@@ -10,7 +10,7 @@ import torch
 
 from histo.errors import InputError
 from histo.masks import read_instances
-from histo.packing import pack
+from histo.tiles.packing import pack
 from translate.domains import DataSettings, Domains, open_domains
 from translate.stream import ImageClock, UnpairedCrops, loader
 

@@ -12,12 +12,11 @@ import pytest
 import tifffile
 from PIL import Image
 
-from histo import packing
 from histo.commands.pack import main
 from histo.errors import InputError
-from histo.packing import damage, pack
-from histo.shards import scan
-from histo.tiles import open_tiles
+from histo.tiles import open_tiles, packing
+from histo.tiles.packing import damage, pack
+from histo.tiles.shards import scan
 
 
 def contents(folder: Path) -> dict[str, bytes]:

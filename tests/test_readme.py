@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from histo.encoders import architecture, build, write_card
-from histo.packing import pack
+from histo.tiles.packing import pack
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")

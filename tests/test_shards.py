@@ -18,13 +18,12 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from histo import archives
-from histo.batches import image_batches
 from histo.errors import InputError
 from histo.masks import write_instances
-from histo.packing import pack
-from histo.shards import Shard, ShardEntry
-from histo.tiles import TileSet, open_tiles
+from histo.tiles import TileSet, archives, open_tiles
+from histo.tiles.batches import image_batches
+from histo.tiles.packing import pack
+from histo.tiles.shards import Shard, ShardEntry
 
 INSTANCES = np.zeros((8, 6), dtype=np.int32)
 INSTANCES[2:4, 1:5] = 300

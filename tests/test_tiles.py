@@ -372,7 +372,7 @@ def three(tmp_path: Path) -> Path:
 
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files that are decoded from now on."""
-    from histo import entries as module
+    from histo.tiles import entries as module
 
     names: list[str] = []
     decode = module.read_image

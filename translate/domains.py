@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from histo.entries import Entries
 from histo.errors import InputError
 from histo.links import stray_link
 from histo.masks import read_instances, write_instances
 from histo.phantom import PhantomTissue
 from histo.randomness import draws
-from histo.shards import is_shards
 from histo.tiles import Tile, TileCache, Tiles, TileSet, open_tiles
+from histo.tiles.entries import Entries
+from histo.tiles.shards import is_shards
 from histo.watershed import segment
 
 PHANTOM_MPP = 0.5

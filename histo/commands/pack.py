@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _pack(folder: Path, out: Path, shard_mb: float, licence: str | None) -> int:
-    from histo.packing import leftovers, pack
+    from histo.tiles.packing import leftovers, pack
 
     if left := leftovers(out):
         print(f"An earlier packing into {out} was interrupted; its {len(left)} files are replaced.", flush=True)
@@ -48,7 +48,7 @@ def _pack(folder: Path, out: Path, shard_mb: float, licence: str | None) -> int:
 
 
 def _check(out: Path) -> int:
-    from histo.packing import damage
+    from histo.tiles.packing import damage
 
     found = damage(out, progress=True)
     print("\n".join(found) or f"{out}: every shard is as its manifest says.")

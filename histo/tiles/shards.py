@@ -10,7 +10,7 @@ A tile is the members of one key, the member's path up to the first dot of its f
 | `KEY.mask.png`, `.mask.tif`, `.mask.npy` | the instance map (see `histo.masks`)                                   |
 
 Other members are passed over, and so are hidden files and folders named `labels` or `masks`, as in a folder of tiles.
-What `histo.archives` refuses is refused here.
+What `histo.tiles.archives` refuses is refused here.
 
 `nucleate pack` writes beside its shards NAME-000000.tar, NAME-000001.tar, … an index of each, NAME-000000.index.json,
 so that thousands of them open without a look inside, and at last `manifest.json`, which lists them with their bytes and
@@ -30,12 +30,13 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from histo.archives import COMPRESSED, Member, members, read_member
-from histo.entries import Entries, Texts, TileEntry
 from histo.errors import InputError
 from histo.images import decode_image
 from histo.links import stray_link
-from histo.manifests import (
+from histo.masks import decode_instances
+from histo.tiles.archives import COMPRESSED, Member, members, read_member
+from histo.tiles.entries import Entries, Texts, TileEntry
+from histo.tiles.manifests import (
     COLUMNS,
     INCOMPLETE,
     MANIFEST,
@@ -45,8 +46,7 @@ from histo.manifests import (
     read_index,
     read_manifest,
 )
-from histo.masks import decode_instances
-from histo.tables import MASK_FOLDERS, SUFFIXES
+from histo.tiles.tables import MASK_FOLDERS, SUFFIXES
 
 MAX_FACTS = 2**20  # bytes of one .json or .cls
 MASKS = (".mask.png", ".mask.tif", ".mask.tiff", ".mask.npy")
@@ -153,7 +153,7 @@ def open_shards(path: Path, source: str, *, mpp: float | None) -> list[Shard]:
         mpp: µm/px of every tile, before what the shards say.
 
     Raises:
-        InputError: an archive that `histo.archives` refuses, members that are no tiles, facts of another form, or
+        InputError: an archive that `histo.tiles.archives` refuses, members that are no tiles, facts of another form, or
             shards that their manifest does not describe.
     """
     folder = path.parent if path.is_file() else path

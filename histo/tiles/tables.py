@@ -30,11 +30,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from histo.archives import COMPRESSED
-from histo.entries import TileEntry, of_split
 from histo.errors import InputError
 from histo.images import read_mpp
 from histo.links import stray_link
+from histo.tiles.archives import COMPRESSED
+from histo.tiles.entries import TileEntry, of_split
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 COLUMNS = ("path", "label", "patient", "mpp", "split", "mask")

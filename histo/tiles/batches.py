@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from histo.entries import Tile
 from histo.errors import InputError
 from histo.tiles import Tiles
+from histo.tiles.entries import Tile
 
 
 def image_batches(

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from histo.archives import BLOCK, MAX_MEMBER
 from histo.errors import InputError
+from histo.tiles.archives import BLOCK, MAX_MEMBER
 
 FORMAT = 1
 MANIFEST = "manifest.json"

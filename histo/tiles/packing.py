@@ -1,4 +1,4 @@
-"""Packing a set of tiles into shards, and checking shards for damage; `histo.shards` says what they hold.
+"""Packing a set of tiles into shards, and checking shards for damage; `histo.tiles.shards` says what they hold.
 
 The same tiles give the same bytes: members are sorted and carry no date, owner or rights of the machine. Shards are
 written aside and renamed, the manifest comes last, and until then a file INCOMPLETE says that the folder is unfinished.
@@ -21,14 +21,14 @@ from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
-from histo.archives import BLOCK
-from histo.entries import Tile, TileEntry
 from histo.errors import InputError
 from histo.images import format_of
-from histo.manifests import FORMAT, INCOMPLETE, MANIFEST, index_path, is_unicode, read_manifest
 from histo.masks import encode_instances
-from histo.shards import scan
 from histo.tiles import open_tiles
+from histo.tiles.archives import BLOCK
+from histo.tiles.entries import Tile, TileEntry
+from histo.tiles.manifests import FORMAT, INCOMPLETE, MANIFEST, index_path, is_unicode, read_manifest
+from histo.tiles.shards import scan
 
 UNKNOWN = "unknown"
 _SUFFIXES = {"PNG": "png", "JPEG": "jpg", "TIFF": "tif"}

@@ -1,6 +1,6 @@
 """Sets of tiles: folders of images, folders with a `tiles.csv`, and shards, opened alike and mixed.
 
-`histo.tables` says what a folder may hold, `histo.shards` what a shard may; all of them give the same `TileSet`.
+`histo.tiles.tables` says what a folder may hold, `histo.tiles.shards` what a shard may; all give the same `TileSet`.
 """
 
 import difflib
@@ -15,10 +15,10 @@ from typing import Literal, Protocol
 
 from tqdm import tqdm
 
-from histo.entries import Entries, Tile, TileEntry, of_split
 from histo.errors import InputError
-from histo.shards import is_shards, open_shards, packed_source
-from histo.tables import SUFFIXES, open_folder
+from histo.tiles.entries import Entries, Tile, TileEntry, of_split
+from histo.tiles.shards import is_shards, open_shards, packed_source
+from histo.tiles.tables import SUFFIXES, open_folder
 
 __all__ = ["SUFFIXES", "Tile", "TileCache", "TileEntry", "TileSet", "Tiles", "open_tiles"]
 
