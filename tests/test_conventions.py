@@ -178,6 +178,23 @@ def test_the_rule_sees_a_breach(rule, tmp_path):
     assert len(rule(tmp_path)) == 1
 
 
+def missing_paths(root):
+    """Files and folders that a page of ours names in backquotes and that do not exist."""
+    folders = {path.name for path in ROOT.iterdir() if path.is_dir()} | {"docs"}
+    return [
+        f"{page.relative_to(root)} names {name}"
+        for page in [*root.glob("*.md"), *root.glob("docs/*.md")]
+        for name in re.findall(r"`([\w./-]+)`", page.read_text(encoding="utf-8"))
+        if name.partition("/")[0] in folders - {"runs"} and "/" in name and not (root / name).exists()
+    ]
+
+
+def test_pages_name_files_that_exist(tmp_path):
+    assert missing_paths(ROOT) == []
+    (tmp_path / "A.md").write_text("see `histo/nowhere.py` and `runs/first`", encoding="utf-8")
+    assert missing_paths(tmp_path) == ["A.md names histo/nowhere.py"]
+
+
 @pytest.mark.parametrize("package", MAY_IMPORT)
 def test_the_layers(package, tmp_path):
     (tmp_path / package).mkdir()
