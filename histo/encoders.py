@@ -64,6 +64,7 @@ class TimmPyramid(nn.Module):
         self.encoder, self.indices = encoder, indices
 
     def forward(self, x: Tensor) -> list[Tensor]:
+        """float [N, 3, H, W] → four maps of strides 4, 8, 16 and 32, each float [N, C, H/stride, W/stride]."""
         return self.encoder.forward_intermediates(x, indices=self.indices, intermediates_only=True)  # type: ignore[operator]
 
 
@@ -75,6 +76,7 @@ class SmpPyramid(nn.Module):
         self.encoder = encoder
 
     def forward(self, x: Tensor) -> list[Tensor]:
+        """As `TimmPyramid`'s."""
         return list(self.encoder(x))[2:]
 
 

@@ -72,6 +72,7 @@ class MaskSet:
         return len(self.files)
 
     def describe(self) -> str:
+        """One line for people."""
         return f"{len(self)} instance maps"
 
     def __getitem__(self, index: int, /) -> Tile:

@@ -35,7 +35,9 @@ class ReplayBuffer:
         return torch.stack(judged)
 
     def tensors(self) -> dict[str, Tensor]:
+        """The stored fakes by slot, for a checkpoint."""
         return {str(k): image for k, image in enumerate(self.images)}
 
     def restore(self, tensors: dict[str, Tensor], device: torch.device) -> None:
+        """Put back what `tensors` gave out, onto the device it is used on."""
         self.images = [tensors[str(k)].to(device) for k in range(len(tensors))]

@@ -79,6 +79,7 @@ class Tracker:
             self.board.add_text(level, text, images)
 
     def close(self) -> None:
+        """Write what TensorBoard still holds back."""
         if self.enabled:
             with self._on_board():
                 self.board.close()

@@ -35,11 +35,13 @@ class TileCache:
         return TileCache, (self._limit / 1e6,)
 
     def get(self, position: int) -> Tile | None:
+        """The tile kept at a position, now the most recently used; None where there is none."""
         if position in self._tiles:
             self._tiles.move_to_end(position)
         return self._tiles.get(position)
 
     def put(self, position: int, tile: Tile) -> None:
+        """Keep a tile, unless it alone is larger than the limit."""
         size = _bytes(tile)
         if size > self._limit:
             return

@@ -50,6 +50,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def index_path(archive: Path) -> Path:
+    """Where the index of an archive lies."""
     return archive.with_suffix(".index.json")
 
 

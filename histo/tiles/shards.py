@@ -101,6 +101,7 @@ class Shard(Sequence[TileEntry]):
 
     @property
     def keys(self) -> Texts:
+        """Key of every tile, in order."""
         return self._texts["key"]
 
     @overload
