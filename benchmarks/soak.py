@@ -2,6 +2,7 @@
 
     python benchmarks/soak.py --runs 50
 
+The tiny preset is trained for 12 steps on 40 phantom tiles, with a checkpoint every second step.
 Every run is killed with SIGKILL one to four times, half of the times in the middle of saving, otherwise anywhere
 between its start and its end; sometimes with its loader workers, sometimes alone. Unknown flags go to
 translate/train.py. Ends with code 1 unless all runs end with the weights, exports and log of the undisturbed one, bit
@@ -26,12 +27,14 @@ import torch
 from tqdm import tqdm
 
 from histo.commands.doctor import cpu_model
+from histo.phantom import PhantomTissue
 from histo.randomness import draws
 from histo.running import checkpoints
 from histo.running.tracking import read_log
+from histo.tiles.tables import write_folder
 
 SCRIPT = Path(__file__).parents[1] / "translate" / "train.py"
-SHORT = ["--train.images", "160", "--train.save_every", "16", "--train.log_every", "16", "--train.panel_every", "80"]
+SHORT = ["--train.images", "96", "--train.save_every", "16", "--train.log_every", "16", "--train.panel_every", "48"]
 
 
 def main(arguments: list[str]) -> int:
@@ -40,8 +43,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--parallel", type=int, default=1, help="trainings at a time, one thread each (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the instants (default: 0)")
     options, training = parser.parse_known_args(arguments)
-    with tempfile.TemporaryDirectory(prefix="soak-") as folder:
-        return soak(Path(folder), options.runs, options.parallel, options.seed, [*SHORT, *training])
+    with tempfile.TemporaryDirectory(prefix="soak-") as name:
+        folder = Path(name)
+        write_folder(PhantomTissue(options.seed, count=40), folder / "tissue")
+        tissue = ["--data.tissue", str(folder / "tissue")]
+        return soak(folder, options.runs, options.parallel, options.seed, [*tissue, *SHORT, *training])
 
 
 def soak(folder: Path, runs: int, parallel: int, seed: int, training: list[str]) -> int:

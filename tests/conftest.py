@@ -1,16 +1,14 @@
 """Tiny assets made by code: a folder of phantom tiles as users have them, and the arguments of a toy training."""
 
-import csv
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
-from histo.masks import write_instances
 from histo.phantom import PhantomTissue
+from histo.tiles.tables import write_folder
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 ROOT = Path(__file__).parents[1]
@@ -20,18 +18,7 @@ ROOT = Path(__file__).parents[1]
 def tile_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten phantom tiles of 96 px in the shape of a real set: images/, labels/, tiles.csv with splits and µm/px."""
     folder = tmp_path_factory.mktemp("phantom-set")
-    (folder / "images").mkdir()
-    (folder / "labels").mkdir()
-    tissue = PhantomTissue(7, size=96, count=10)
-    with (folder / "tiles.csv").open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["path", "label", "patient", "mpp", "split", "mask"])
-        for k in range(len(tissue)):
-            tile = tissue[k]
-            assert tile.instances is not None
-            Image.fromarray(tile.image.transpose(1, 2, 0)).save(folder / "images" / f"{k}.png")
-            write_instances(folder / "labels" / f"{k}.png", tile.instances)
-            table.writerow([f"images/{k}.png", tile.label, tile.patient, 0.5, tile.split, f"labels/{k}.png"])
+    write_folder(PhantomTissue(7, size=96, count=10), folder)
     return folder
 
 

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from torch.utils.data import DataLoader
 
 from histo.errors import InputError
 from histo.masks import write_instances
+from histo.phantom import PhantomTissue
 from histo.tiles import Tile, TileSet, open_tiles
+from histo.tiles.tables import write_folder
 
 HEADER = "path,label,patient,mpp,split,mask"
 
@@ -463,3 +466,17 @@ def test_real_sets_open_and_describe() -> None:
         if tiles.entries[0].split is not None:
             sizes = [len(open_tiles(folder, split=split)) for split in ("train", "test")]
             assert sum(sizes) == len(tiles)
+
+
+def test_what_is_written_as_a_folder_is_read_back(tmp_path: Path) -> None:
+    tissue = PhantomTissue(3, size=64, count=4)
+    write_folder(tissue, tmp_path / "set")
+    back = open_tiles(tmp_path / "set")
+    assert [tile.key for tile in back] == [f"images/{k}.png" for k in range(4)]
+    for tile, read in zip(tissue, back, strict=True):
+        assert np.array_equal(tile.image, read.image)
+        assert np.array_equal(tile.instances, read.instances)
+        assert (tile.label, tile.patient, tile.mpp, tile.split) == (read.label, read.patient, read.mpp, read.split)
+    bare = [replace(tile, instances=None, patient=None) for tile in tissue]
+    write_folder(bare, tmp_path / "bare")
+    assert all(tile.instances is None and tile.patient is None for tile in open_tiles(tmp_path / "bare"))

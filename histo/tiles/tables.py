@@ -30,11 +30,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from histo.errors import InputError
+from PIL import Image
+
+from histo.errors import InputError, writing
 from histo.images import read_mpp
 from histo.links import stray_link
+from histo.masks import write_instances
 from histo.tiles.archives import COMPRESSED
-from histo.tiles.entries import TileEntry, of_split
+from histo.tiles.entries import Tile, TileEntry, of_split
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 COLUMNS = ("path", "label", "patient", "mpp", "split", "mask")
@@ -67,6 +70,29 @@ def open_folder(
             raise InputError(bad[0][1])
         _check_present(entries)
     return tuple(_with_mpp(entry, mpp) for entry in entries), bad
+
+
+def write_folder(tiles: Iterable[Tile], folder: Path) -> None:
+    """Write tiles as `open_folder` reads them: images/K.png, labels/K.png where there are masks, `tiles.csv` last.
+
+    Raises:
+        InputError: the folder cannot be written, or a mask has ids that 16 bits do not hold.
+    """
+    with writing(folder):
+        for name in ("images", "labels"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        rows = []
+        for number, tile in enumerate(tiles):
+            path = f"images/{number}.png"
+            Image.fromarray(tile.image.transpose(1, 2, 0)).save(folder / path)
+            mask = "" if tile.instances is None else f"labels/{number}.png"
+            if tile.instances is not None:
+                write_instances(folder / mask, tile.instances)
+            rows.append([path, tile.label, tile.patient, tile.mpp, tile.split, mask])
+        aside = folder / "tiles.csv.tmp"
+        with aside.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([COLUMNS, *rows])
+        os.replace(aside, folder / "tiles.csv")
 
 
 def _from_images(folder: Path, source: str, split: str | None) -> tuple[list[TileEntry], list[tuple[Path, str]]]:
