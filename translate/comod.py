@@ -100,12 +100,12 @@ class CoModGenerator(nn.Module):
     def forward(self, mask: Tensor, z: Tensor, keep: Tensor, noise: list[Tensor]) -> Tensor:
         """mask: float [N, 3, r, r] in [-1, 1]; others as in `Style` → float [N, 3, r, r] in about [-1, 1]."""
         skips: dict[int, Tensor] = {}
-        x = activate(self.from_mask(mask))
+        x = self.from_mask(mask)
         for side, conv, halve in zip(self.sides[::-1], self.encode, [*self.halve, None], strict=True):
-            x = activate(conv(x))
+            x = conv(x)
             skips[side] = x
             if halve is not None:
-                x = activate(halve(x))
+                x = halve(x)
 
         code = activate(self.to_code(x.flatten(1))) * keep
         style = torch.cat([self.mapping(z), code.to(z.dtype)], 1)

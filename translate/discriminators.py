@@ -34,11 +34,11 @@ class ResidualBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.conv = EqualConv(inputs, inputs, 3)
-        self.halve = EqualConv(inputs, outputs, 3, down=True)
-        self.shortcut = EqualConv(inputs, outputs, 1, down=True, bias=False)
+        self.halve = EqualConv(inputs, outputs, 3, down=True, scale=1 / sqrt(2))
+        self.shortcut = EqualConv(inputs, outputs, 1, down=True, linear=True, scale=1 / sqrt(2))
 
     def forward(self, x: Tensor) -> Tensor:
-        return (activate(self.halve(activate(self.conv(x)))) + self.shortcut(x)) / sqrt(2)
+        return self.halve(self.conv(x)) + self.shortcut(x)
 
 
 class TissueDiscriminator(nn.Module):
@@ -62,8 +62,8 @@ class TissueDiscriminator(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """image: float [N, 3, r, r] in about [-1, 1] → logits, float [N], positive for real."""
-        x = self.blocks(activate(self.from_rgb(image)))
-        x = activate(self.last(minibatch_deviation(x, self.settings.deviation_group)))
+        x = self.blocks(self.from_rgb(image))
+        x = self.last(minibatch_deviation(x, self.settings.deviation_group))
         return self.out(activate(self.hidden(x.flatten(1))))[:, 0].float()
 
 

@@ -6,35 +6,75 @@ Activations are channels-last friendly `[N, C, H, W]`; every weight is N(0, 1) a
 """
 
 from math import sqrt
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 SQRT2 = sqrt(2.0)
+SLOPE = 0.2
 
 
-def activate(x: Tensor) -> Tensor:
-    """Leaky ReLU of slope 0.2 times √2, which keeps the variance of a unit-variance input near one."""
-    return F.leaky_relu(x, 0.2) * SQRT2
+def activate(x: Tensor, gain: float = 1.0) -> Tensor:
+    """Leaky ReLU of slope 0.2 times √2, which keeps the variance of a unit-variance input near one.
 
-
-def _taps(x: Tensor, dim: int, lead: int, trail: int) -> Tensor:
-    """[1, 3, 3, 1] / 8 along one axis after zero padding by (lead, trail); the axis shrinks by 3 - lead - trail."""
-    pad = [0, 0, lead, trail] if dim == 2 else [lead, trail]
-    x = F.pad(x, pad)
-    length = x.shape[dim] - 3
-    outer = x.narrow(dim, 0, length) + x.narrow(dim, 3, length)
-    inner = x.narrow(dim, 1, length) + x.narrow(dim, 2, length)
-    return outer.mul(0.125) + inner.mul(0.375)
-
-
-def blur(x: Tensor, lead: int, trail: int) -> Tensor:
-    """The separable low-pass filter [1, 3, 3, 1] of StyleGAN2 with zero padding (lead, trail) on both axes.
-
-    Written as shifted sums: on CPU a depthwise convolution of the same taps is several times slower in backward.
+    Overwrites x. `gain` > 0 is one that x still lacks: a leaky ReLU lets positive factors pass, so that an equalised
+    learning rate can be caught up here in the multiplication by √2.
     """
-    return _taps(_taps(x, 3, lead, trail), 2, lead, trail)
+    return F.leaky_relu_(x, SLOPE) * (SQRT2 * gain)
+
+
+def _taps(x: Tensor, gain: float = 1.0) -> Tensor:
+    """[1, 3, 3, 1]² / 64 · gain as a depthwise kernel for x."""
+    line = 4 - (2 * torch.arange(4, device=x.device, dtype=x.dtype) - 3).abs()
+    return (line[:, None] * line * (gain / 64)).expand(x.shape[1], 1, 4, 4)
+
+
+class _Blur(torch.autograd.Function):
+    """The gradient of a symmetric filter is the same filter with the complementary padding.
+
+    Left to autograd, a depthwise convolution also runs a kernel for the gradient that can be many times slower.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, pad: int, gain: float) -> Tensor:
+        return F.conv2d(x, _taps(x, gain), padding=pad, groups=x.shape[1])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int, float], output: Tensor) -> None:
+        _, ctx.pad, ctx.gain = inputs
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return blur(gradient, 3 - ctx.pad, ctx.gain), None, None
+
+
+class _Downsample(torch.autograd.Function):
+    """Every second pixel of the filtered image; its gradient is zero insertion and the same filter."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return F.conv2d(x, _taps(x), padding=1, stride=2, groups=x.shape[1])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        n, c, h, w = gradient.shape
+        sparse = gradient.new_zeros(n, 2 * h - 1, 2 * w - 1, c).permute(0, 3, 1, 2)  # channels last
+        sparse[:, :, ::2, ::2] = gradient
+        return blur(sparse, 2)
+
+
+def blur(x: Tensor, pad: int, gain: float = 1.0) -> Tensor:
+    """The low-pass filter [1, 3, 3, 1]² / 64 · gain of StyleGAN2 after zero padding by 0 to 3 pixels on every side.
+
+    Height and width grow by 2 pad - 3.
+    """
+    return _Blur.apply(x, pad, gain)
 
 
 def upsample(x: Tensor) -> Tensor:
@@ -43,8 +83,15 @@ def upsample(x: Tensor) -> Tensor:
 
 
 def downsample(x: Tensor) -> Tensor:
-    """[N, C, H, W] → [N, C, H/2, W/2] through the [1, 3, 3, 1] filter."""
-    return blur(x, 1, 1)[:, :, ::2, ::2]
+    """[N, C, H, W] → [N, C, H/2, W/2], both even, through the [1, 3, 3, 1] filter."""
+    return _Downsample.apply(x)
+
+
+def _mix(x: Tensor, weight: Tensor) -> Tensor:
+    """Channels of each image mixed by its own matrix: [N, C, H, W], [N, K, C] → [N, K, H, W]."""
+    n, c, h, w = x.shape
+    pixels = x.permute(0, 2, 3, 1).reshape(n, h * w, c)  # a view of channels-last x
+    return (pixels @ weight.transpose(1, 2)).reshape(n, h, w, -1).permute(0, 3, 1, 2)
 
 
 class EqualLinear(nn.Module):
@@ -63,26 +110,39 @@ class EqualLinear(nn.Module):
         self.bias_gain = lr_multiplier
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight * self.weight_gain, self.bias * self.bias_gain)
+        # The gain goes on x, which is smaller than the weights.
+        return F.linear(x * self.weight_gain, self.weight, self.bias * self.bias_gain)
 
 
 class EqualConv(nn.Module):
-    """k×k convolution with equalised learning rate; `down` halves the resolution through a low-pass filter."""
+    """k×k convolution with equalised learning rate, bias and activation.
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, down: bool = False, bias: bool = True) -> None:
+    Args:
+        down: halve the resolution through a low-pass filter.
+        linear: without bias and activation.
+        scale: factor of the output.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, down: bool = False, linear: bool = False, scale: float = 1.0
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(outputs, inputs, kernel, kernel))
-        self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
-        self.gain = 1 / sqrt(inputs * kernel**2)
+        self.bias = None if linear else nn.Parameter(torch.zeros(outputs))
+        self.gain, self.scale = 1 / sqrt(inputs * kernel**2), scale
         self.kernel, self.down = kernel, down
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight * self.gain
+        # The gain follows the convolution, where `activate` multiplies anyway: the weights are cast to bf16 as they are.
+        bias = None if self.bias is None else self.bias / self.gain
         if not self.down:
-            return F.conv2d(x, weight, self.bias, padding=self.kernel // 2)
-        if self.kernel == 1:
-            return F.conv2d(downsample(x), weight, self.bias)
-        return F.conv2d(blur(x, 2, 2), weight, self.bias, stride=2)
+            x = F.conv2d(x, self.weight, bias, padding=self.kernel // 2)
+        elif self.kernel == 1:
+            x = F.conv2d(downsample(x), self.weight, bias)
+        else:
+            x = F.conv2d(blur(x, 2), self.weight, bias, stride=2)
+        gain = self.gain * self.scale
+        return x * gain if self.bias is None else activate(x, gain)
 
 
 class ModulatedConv(nn.Module):
@@ -93,36 +153,52 @@ class ModulatedConv(nn.Module):
 
     Args:
         style: width of the style vector that the affine layer reads.
-        up: double the resolution (transposed convolution, then the low-pass filter).
+        up: double the resolution (transposed convolution, then the low-pass filter); for kernel 3.
         demodulate: off for to-RGB layers.
+        scale: factor of the output.
     """
 
     def __init__(
-        self, inputs: int, outputs: int, kernel: int, style: int, up: bool = False, demodulate: bool = True
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        style: int,
+        up: bool = False,
+        demodulate: bool = True,
+        scale: float = 1.0,
     ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(outputs, inputs, kernel, kernel))
         self.affine = EqualLinear(style, inputs, bias_init=1.0)
-        self.gain = 1 / sqrt(inputs * kernel**2)
+        self.gain, self.scale = 1 / sqrt(inputs * kernel**2), scale
         self.kernel, self.up, self.demodulate = kernel, up, demodulate
 
-    def forward(self, x: Tensor, style: Tensor) -> Tensor:
-        """x: float [N, inputs, H, W]; style: float [N, style] → float [N, outputs, H or 2H, W or 2W]."""
-        s = self.affine(style)
-        weight = self.weight * self.gain
+    def forward(self, x: Tensor, style: Tensor, shift: Tensor) -> Tensor:
+        """x: float [N, inputs, H, W]; style: float [N, style]; shift: what to add to the result, of a shape that
+        broadcasts to it → float [N, outputs, H or 2H, W or 2W]."""
+        s, d = self._scales(style)
+        shift = shift.to(x.dtype)
+        if self.kernel == 1:
+            weight = self.weight.flatten(1) * s[:, None] * d[:, :, None]
+            return _mix(x, weight.to(x.dtype)) + shift
         x = x * s[:, :, None, None].to(x.dtype)
         if self.up:
             # The filter has gain 4 here: zero insertion spreads each pixel over four.
-            x = blur(F.conv_transpose2d(x, weight.transpose(0, 1) * 4, stride=2), 1, 1)
+            x = blur(F.conv_transpose2d(x, self.weight.transpose(0, 1), stride=2), 1, gain=4)
         else:
-            x = F.conv2d(x, weight, padding=self.kernel // 2)
-        if self.demodulate:
-            # Sums of squares lose their small terms in bf16: keep them in fp32 under autocast.
-            with torch.autocast(x.device.type, enabled=False):
-                energy = weight.float().square().sum((2, 3))
-                d = torch.rsqrt(F.linear(s.float().square(), energy) + 1e-8)
-            x = x * d[:, :, None, None].to(x.dtype)
-        return x
+            x = F.conv2d(x, self.weight, padding=self.kernel // 2)
+        return torch.addcmul(shift, x, d[:, :, None, None].to(x.dtype))
+
+    def _scales(self, style: Tensor) -> tuple[Tensor, Tensor]:
+        """Factors of input channels [N, inputs] and output channels [N, outputs], which hold every gain."""
+        s = self.affine(style).to(self.weight.dtype) * self.gain
+        if not self.demodulate:
+            return s, s.new_full((len(s), len(self.weight)), self.scale)
+        # Sums of squares lose their small terms in bf16: keep them in fp32 under autocast.
+        with torch.autocast(s.device.type, enabled=False):
+            energy = self.weight.square().sum((2, 3))
+            return s, torch.rsqrt(F.linear(s.square(), energy) + 1e-8) * self.scale
 
 
 class StyledConv(nn.Module):
@@ -130,15 +206,16 @@ class StyledConv(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, style: int, up: bool = False) -> None:
         super().__init__()
-        self.conv = ModulatedConv(inputs, outputs, 3, style, up)
+        self.conv = ModulatedConv(inputs, outputs, 3, style, up, scale=SQRT2)
         self.noise_strength = nn.Parameter(torch.zeros(()))
         self.bias = nn.Parameter(torch.zeros(outputs))
 
     def forward(self, x: Tensor, style: Tensor, noise: Tensor, skip: Tensor | None = None) -> Tensor:
         """noise: float [N, 1, H, W] at the output's resolution; skip: features added after the activation."""
-        x = self.conv(x, style)
-        x = x + (noise * self.noise_strength).to(x.dtype) + self.bias[:, None, None].to(x.dtype)
-        x = activate(x)
+        # The activation's √2 is already in every term under it.
+        x = self.conv(x, style, noise * (self.noise_strength * SQRT2))
+        x += (self.bias * SQRT2)[:, None, None].to(x.dtype)
+        x = F.leaky_relu_(x, SLOPE)
         return x if skip is None else x + skip
 
 
@@ -151,7 +228,7 @@ class ToRGB(nn.Module):
         self.bias = nn.Parameter(torch.zeros(3))
 
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
-        return self.conv(x, style) + self.bias[:, None, None].to(x.dtype)
+        return self.conv(x, style, self.bias[:, None, None])
 
 
 class Mapping(nn.Module):
