@@ -1,8 +1,11 @@
 """The layers of StyleGAN2 against their textbook formulation, image by image."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from translate.discriminators import ResidualBlock
@@ -21,6 +24,7 @@ from translate.stylegan import (
     upsample,
 )
 
+NOTHING = torch.tensor(0.0)
 TAPS = torch.tensor([1.0, 3.0, 3.0, 1.0])
 
 
@@ -60,9 +64,19 @@ def test_modulated_convolution_is_the_textbook_one(kernel: int, up: bool, demodu
     layer = ModulatedConv(6, 5, kernel, 7, up=up, demodulate=demodulate)
     torch.nn.init.normal_(layer.affine.bias)
     x, style = noise(3, 6, 8, 12), noise(3, 7, seed=1)
-    result = layer(x, style)
+    shift = noise(5, 1, 1, seed=2)
+    result = layer(x, style, shift)
     assert result.shape == ((3, 5, 16, 24) if up else (3, 5, 8, 12))
-    torch.testing.assert_close(result, textbook(layer, x, style), rtol=1e-4, atol=2e-6)
+    torch.testing.assert_close(result, textbook(layer, x, style) + shift, rtol=1e-4, atol=4e-6)
+
+
+def test_scale_multiplies_the_convolution_but_not_the_shift() -> None:
+    for kernel, demodulate in ((3, True), (3, False), (1, False)):
+        torch.manual_seed(0)
+        layer = ModulatedConv(6, 5, kernel, 7, demodulate=demodulate, scale=3.0)
+        x, style = noise(3, 6, 8, 12), noise(3, 7, seed=1)
+        expected = 3 * textbook(layer, x, style) + 0.5
+        torch.testing.assert_close(layer(x, style, torch.tensor(0.5)), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_demodulation_keeps_the_variance_whatever_the_style() -> None:
@@ -70,7 +84,7 @@ def test_demodulation_keeps_the_variance_whatever_the_style() -> None:
     layer = ModulatedConv(64, 64, 3, 8)
     x = noise(4, 64, 16, 16)
     for scale in (0.1, 1.0, 30.0):
-        inside = layer(x, scale * noise(4, 8, seed=1))[..., 1:-1, 1:-1]
+        inside = layer(x, scale * noise(4, 8, seed=1), NOTHING)[..., 1:-1, 1:-1]
         assert inside.std().item() == pytest.approx(1, rel=0.1)
 
 
@@ -78,24 +92,56 @@ def test_upsampling_convolution_keeps_the_brightness_of_a_flat_image() -> None:
     layer = ModulatedConv(1, 1, 3, 2, up=True, demodulate=False)
     torch.nn.init.ones_(layer.weight)
     torch.nn.init.zeros_(layer.affine.weight)
-    up = layer(torch.ones(1, 1, 8, 8), torch.zeros(1, 2))
+    up = layer(torch.ones(1, 1, 8, 8), torch.zeros(1, 2), NOTHING)
     # Nine equal taps of 1/3 on a zero-inserted flat image: mean 9/3/4 a pixel, times the filter's gain of 4.
     torch.testing.assert_close(up[..., 4:-4, 4:-4], torch.full((1, 1, 8, 8), 3.0))
 
 
-def test_modulated_convolution_under_autocast_stays_close() -> None:
+@pytest.mark.parametrize(("kernel", "up"), [(3, False), (1, False), (3, True)])
+def test_modulated_convolution_under_autocast_stays_close(kernel: int, up: bool) -> None:
+    """Values and gradients; bf16 has 8 bits, and they are sums of 32 or more rounded products of order one."""
     torch.manual_seed(0)
-    layer = ModulatedConv(32, 32, 3, 16)
-    x, style = noise(2, 32, 8, 8), noise(2, 16, seed=1)
-    with torch.autocast("cpu", torch.bfloat16):
-        rough = layer(x, style)
-    assert (rough.float() - layer(x, style)).abs().mean() < 0.02
+    layer = ModulatedConv(32, 32, kernel, 16, up=up)
+    x, style = noise(2, 32, 8, 8).requires_grad_(), noise(2, 16, seed=1)
+    results, gradients = [], []
+    for bf16 in (True, False):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            result = layer(x, style, NOTHING)
+        results.append(result.float())
+        loss = (result.float() * noise(*result.shape, seed=2)).sum()
+        gradients.append(torch.autograd.grad(loss, [x, layer.weight, layer.affine.weight]))
+    assert (results[0] - results[1]).abs().mean() < 0.02
+    for rough, exact in zip(*gradients, strict=True):
+        assert (rough - exact).norm() < 0.02 * exact.norm()
 
 
-@pytest.mark.parametrize(("lead", "trail"), [(1, 1), (2, 2), (2, 1), (0, 0)])
-def test_blur_is_a_depthwise_convolution(lead: int, trail: int) -> None:
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize(("pad", "gain"), [(1, 1.0), (2, 1.0), (1, 4.0), (0, 1.0)])
+def test_blur_is_a_depthwise_convolution(pad: int, gain: float, channels_last: bool) -> None:
     x = noise(2, 3, 9, 12, dtype=torch.float64)
-    torch.testing.assert_close(blur(x, lead, trail), filtered(x, lead, trail), rtol=1e-12, atol=1e-12)
+    x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
+    torch.testing.assert_close(blur(x, pad, gain), filtered(x, pad, pad, gain), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("layer", [lambda x: blur(x, 1), lambda x: blur(x, 2), lambda x: blur(x, 1, 4), downsample])
+def test_gradients_of_the_filters(layer: Callable[[Tensor], Tensor]) -> None:
+    x = noise(2, 2, 4, 6, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(layer, (x,))
+    assert torch.autograd.gradgradcheck(layer, (x,))
+
+
+@pytest.mark.parametrize("layer", [lambda x: blur(x, 2), downsample])
+def test_filters_in_bf16_stay_close_and_channels_last(layer: Callable[[Tensor], Tensor]) -> None:
+    """The taps are exact in bf16, so only the input and the result are rounded: 2⁻⁸ relative."""
+    x = noise(2, 8, 16, 16).contiguous(memory_format=torch.channels_last)
+    exact, x = layer(x.bfloat16().float()), x.bfloat16().requires_grad_()
+    rough = layer(x)
+    torch.testing.assert_close(rough.float(), exact, rtol=2**-8, atol=2**-8)
+    rough.backward(torch.ones_like(rough))
+    assert x.grad is not None
+    for tensor in (rough, x.grad):
+        assert tensor.dtype == torch.bfloat16
+        assert tensor.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("side", [4, 8, 10])
@@ -114,17 +160,20 @@ def test_upsample_is_zero_insertion_and_filtering_away_from_the_border() -> None
     torch.testing.assert_close(upsample(x)[..., 2:-2, 2:-2], expected[..., 2:-2, 2:-2], rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("linear", [True, False])
 @pytest.mark.parametrize("kernel", [1, 3])
-def test_halving_convolution_filters_first(kernel: int) -> None:
+def test_halving_convolution_filters_first_and_activates_last(kernel: int, linear: bool) -> None:
     torch.manual_seed(0)
-    layer = EqualConv(4, 5, kernel, down=True)
-    assert layer.bias is not None
-    torch.nn.init.normal_(layer.bias)
+    layer = EqualConv(4, 5, kernel, down=True, linear=linear, scale=0.5)
     x = noise(2, 4, 12, 12)
     pad = 1 if kernel == 1 else 2
-    expected = F.conv2d(filtered(x, pad, pad), layer.weight / (4 * kernel**2) ** 0.5, layer.bias, stride=2)
-    torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
+    expected = F.conv2d(filtered(x, pad, pad), layer.weight / (4 * kernel**2) ** 0.5, stride=2)
+    if layer.bias is not None:
+        torch.nn.init.normal_(layer.bias)
+        expected = F.leaky_relu(expected + layer.bias[:, None, None], 0.2) * 2**0.5
+    torch.testing.assert_close(layer(x), expected * 0.5, rtol=1e-4, atol=1e-5)
     assert layer(x).shape == (2, 5, 6, 6)
+    assert linear == (layer.bias is None)
 
 
 @pytest.mark.parametrize("lr_multiplier", [1.0, 0.01])
@@ -153,7 +202,7 @@ def test_lr_multiplier_slows_the_layer_down() -> None:
 @pytest.mark.parametrize("kernel", [1, 3, 5])
 def test_equal_conv_keeps_unit_variance(kernel: int) -> None:
     torch.manual_seed(0)
-    y = EqualConv(64, 64, kernel)(noise(4, 64, 24, 24))
+    y = EqualConv(64, 64, kernel, linear=True)(noise(4, 64, 24, 24))
     assert y.shape == (4, 64, 24, 24)
     assert y[..., 4:-4, 4:-4].std().item() == pytest.approx(1, rel=0.04)
 
@@ -218,39 +267,36 @@ def test_halves_of_a_batch_form_the_groups_of_the_whole() -> None:
     torch.testing.assert_close(minibatch_deviation(x, 2), halves)
 
 
-@pytest.mark.parametrize("up", [False, True])
-def test_double_backward_of_the_modulated_convolution(up: bool) -> None:
+@pytest.mark.parametrize("demodulate", [True, False])
+@pytest.mark.parametrize(("kernel", "up"), [(3, False), (1, False), (3, True)])
+def test_double_backward_of_the_modulated_convolution(kernel: int, up: bool, demodulate: bool) -> None:
     torch.manual_seed(0)
-    layer = ModulatedConv(2, 2, 3, 2, up=up).double()
-    # fp32 inside the demodulation is too coarse for finite differences; the modulation alone has the same graph.
-    layer.demodulate = False
+    layer = ModulatedConv(2, 2, kernel, 2, up=up, demodulate=demodulate).double()
     x, style = noise(1, 2, 4, 4, dtype=torch.float64), noise(1, 2, seed=1, dtype=torch.float64)
-    assert torch.autograd.gradcheck(layer, (x.requires_grad_(), style.requires_grad_()))
-    assert torch.autograd.gradgradcheck(layer, (x, style))
+    shift = noise(1, 1, 1, seed=2, dtype=torch.float64)
+    inputs = tuple(tensor.requires_grad_() for tensor in (x, style, shift, layer.weight))
+
+    def convolve(x: Tensor, style: Tensor, shift: Tensor, weight: Tensor) -> Tensor:
+        return functional_call(layer, {"weight": weight}, (x, style, shift))
+
+    assert torch.autograd.gradcheck(convolve, inputs)
+    assert torch.autograd.gradgradcheck(convolve, inputs)
 
 
-def test_double_backward_through_demodulation() -> None:
-    """Gradient of a gradient norm against central differences, coarse because demodulation is fp32."""
+def test_gradients_of_the_styled_convolution() -> None:
+    """The activation works in place: what it overwrites must not be needed by anything before it."""
     torch.manual_seed(0)
-    layer = ModulatedConv(3, 3, 3, 2)
-    x, style = noise(2, 3, 5, 5).requires_grad_(), noise(2, 2, seed=1)
+    layer = StyledConv(2, 3, 2, up=True).double()
+    torch.nn.init.constant_(layer.noise_strength, 0.7)
+    x, style = noise(1, 2, 3, 3, dtype=torch.float64), noise(1, 2, seed=1, dtype=torch.float64)
+    grain, skip = noise(1, 1, 6, 6, seed=2, dtype=torch.float64), noise(1, 3, 6, 6, seed=3, dtype=torch.float64)
+    names = ["conv.weight", "bias", "noise_strength"]
 
-    def slope() -> Tensor:
-        (gradient,) = torch.autograd.grad(layer(x, style).square().sum(), x, create_graph=True)
-        return gradient.square().sum()
+    def style_it(x: Tensor, style: Tensor, skip: Tensor, *weights: Tensor) -> Tensor:
+        return functional_call(layer, dict(zip(names, weights, strict=True)), (x, style, grain, skip))
 
-    (exact,) = torch.autograd.grad(slope(), layer.affine.bias)
-    for k in range(3):
-        sides = []
-        for step in (0.01, -0.01):
-            with torch.no_grad():
-                layer.affine.bias[k] += step
-            sides.append(slope().item())
-            with torch.no_grad():
-                layer.affine.bias[k] -= step
-        assert exact[k].item() == pytest.approx(
-            (sides[0] - sides[1]) / 0.02, rel=0.02, abs=0.02 * exact.abs().max().item()
-        )
+    inputs = (x, style, skip, *(layer.get_parameter(name) for name in names))
+    assert torch.autograd.gradcheck(style_it, tuple(tensor.requires_grad_() for tensor in inputs))
 
 
 def test_double_backward_of_the_residual_block() -> None:

@@ -17,12 +17,11 @@ SLOPE = 0.2
 
 
 def activate(x: Tensor, gain: float = 1.0) -> Tensor:
-    """Leaky ReLU of slope 0.2 times √2, which keeps the variance of a unit-variance input near one.
+    """Leaky ReLU of slope 0.2 times √2, which keeps the variance of a unit-variance input near one. Overwrites x.
 
-    Overwrites x. `gain` > 0 is one that x still lacks: a leaky ReLU lets positive factors pass, so that an equalised
-    learning rate can be caught up here in the multiplication by √2.
+    `gain` > 0 is a factor that x still lacks; a leaky ReLU lets it pass, so that it costs nothing beside √2.
     """
-    return F.leaky_relu_(x, SLOPE) * (SQRT2 * gain)
+    return F.leaky_relu_(x.mul_(SQRT2 * gain), SLOPE)
 
 
 def _taps(x: Tensor, gain: float = 1.0) -> Tensor:
@@ -87,6 +86,33 @@ def downsample(x: Tensor) -> Tensor:
     return _Downsample.apply(x)
 
 
+class _Transpose(torch.autograd.Function):
+    """A matrix transposed by copying it, forward and backward."""
+
+    @staticmethod
+    def forward(matrix: Tensor) -> Tensor:
+        return matrix.t().contiguous()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _Transpose.apply(gradient)
+
+
+def _swapped(weight: Tensor) -> Tensor:
+    """Channels-last weights [O, I, k, k] → [I, O, k, k].
+
+    PyTorch copies a matrix to its transpose block by block, but a tensor of four axes value by value, which takes ten
+    times as long; on the CPU it does so in every pass of a transposed convolution.
+    """
+    outputs, inputs, k, _ = weight.shape
+    matrix = _Transpose.apply(weight.permute(0, 2, 3, 1).reshape(outputs, -1))
+    return matrix.view(k, k, inputs, outputs).permute(2, 3, 0, 1)
+
+
 def _mix(x: Tensor, weight: Tensor) -> Tensor:
     """Channels of each image mixed by its own matrix: [N, C, H, W], [N, K, C] → [N, K, H, W]."""
     n, c, h, w = x.shape
@@ -142,7 +168,7 @@ class EqualConv(nn.Module):
         else:
             x = F.conv2d(blur(x, 2), self.weight, bias, stride=2)
         gain = self.gain * self.scale
-        return x * gain if self.bias is None else activate(x, gain)
+        return x.mul_(gain) if self.bias is None else activate(x, gain)
 
 
 class ModulatedConv(nn.Module):
@@ -185,7 +211,7 @@ class ModulatedConv(nn.Module):
         x = x * s[:, :, None, None].to(x.dtype)
         if self.up:
             # The filter has gain 4 here: zero insertion spreads each pixel over four.
-            x = blur(F.conv_transpose2d(x, self.weight.transpose(0, 1), stride=2), 1, gain=4)
+            x = blur(F.conv_transpose2d(x, _swapped(self.weight.to(x.dtype)), stride=2), 1, gain=4)
         else:
             x = F.conv2d(x, self.weight, padding=self.kernel // 2)
         return torch.addcmul(shift, x, d[:, :, None, None].to(x.dtype))
