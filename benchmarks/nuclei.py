@@ -1,11 +1,7 @@
 """Time scores and mask-image codec on a 1000 x 1000 tile with 500 nuclei: `python benchmarks/nuclei.py`."""
 
-import platform
-import time
-from collections.abc import Callable
-from pathlib import Path
-
 import numpy as np
+from machine import cpu_model, quickest
 from numpy.typing import NDArray
 
 from histo.codec import decode, encode
@@ -27,26 +23,6 @@ def nuclei_map() -> NDArray[np.int32]:
     return instances
 
 
-def best_milliseconds(call: Callable[[], object]) -> float:
-    """The quickest of several calls: the one that other work on the machine disturbed least."""
-    durations = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        call()
-        durations.append(time.perf_counter() - start)
-    return 1000 * min(durations)
-
-
-def cpu_model() -> str:
-    """The CPU's name; Linux alone keeps it in a file."""
-    information = Path("/proc/cpuinfo")
-    if information.is_file():
-        for line in information.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
 def main() -> None:
     instances = nuclei_map()
     moved = np.roll(instances, 2, axis=0)
@@ -65,7 +41,7 @@ def main() -> None:
     }
     print(f"{cpu_model()}; {SIDE} x {SIDE} pixels, {NUCLEI} nuclei over {(instances > 0).mean():.0%} of them")
     for name, call in timings.items():
-        print(f"{name:<30} {best_milliseconds(call):7.2f} ms")
+        print(f"{name:<30} {1000 * quickest(call, REPEATS):7.2f} ms")
 
 
 if __name__ == "__main__":

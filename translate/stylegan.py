@@ -159,7 +159,7 @@ class EqualConv(nn.Module):
         self.kernel, self.down = kernel, down
 
     def forward(self, x: Tensor) -> Tensor:
-        # The gain follows the convolution, where `activate` multiplies anyway: the weights are cast to bf16 as they are.
+        # The gain follows the convolution, where `activate` multiplies anyway; a pass over the weights costs more.
         bias = None if self.bias is None else self.bias / self.gain
         if not self.down:
             x = F.conv2d(x, self.weight, bias, padding=self.kernel // 2)
