@@ -59,6 +59,15 @@ def _group_norm(width: int) -> nn.GroupNorm:
     return nn.GroupNorm(32, width)
 
 
+def layout(device: torch.device) -> torch.memory_format:
+    """Order of the axes in memory in which a segmenter is quickest: give it to `Segmenter.to`.
+
+    Convolutions like channels last, but on the CPU PyTorch's group normalisation then takes up to 15 times as long,
+    which costs more than they gain.
+    """
+    return torch.contiguous_format if device.type == "cpu" else torch.channels_last
+
+
 class SemanticHead(nn.Module):
     """Panoptic FPN's semantic branch (Kirillov et al. 2019, figure 3): each level to stride 4, sum, one logit."""
 
@@ -109,6 +118,7 @@ class Segmenter(nn.Module):
 
     def forward(self, image: Tensor, guided: bool = True) -> Reading:
         """image: float [N, 3, H, W] in [-1, 1]; `guided=False` leaves the semantic head out (zeros)."""
+        image = image.contiguous(memory_format=layout(image.device))
         features = dict(zip("2345", self.encoder(image), strict=True))
         pyramid = list(self.pyramid(features).values())
         size = pyramid[0].shape[2:]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from histo.errors import InputError
 from histo.running.checkpoints import Checkpoint, optimizer_tensors, restore_optimizer
 from histo.running.processes import average_gradients, together
-from histo.segmenters import Segmenter
+from histo.segmenters import Segmenter, layout
 from translate.comod import CoModGenerator
 from translate.discriminators import PatchDiscriminator, TissueDiscriminator
 from translate.losses import weighted_sum
@@ -61,8 +61,9 @@ class Translator:
             "tissue_discriminator": TissueDiscriminator(recipe.discriminator, self.tile_size),
             "mask_discriminator": PatchDiscriminator(recipe.discriminator, self.tile_size),
         }
-        for network in self.networks.values():
-            network.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for name, network in self.networks.items():
+            order = layout(accelerator.device) if name == "segmenter" else torch.channels_last
+            network.to(accelerator.device, memory_format=order)  # type: ignore[call-overload]
         self.generator_average: CoModGenerator = deepcopy(self.networks["generator"])  # type: ignore[assignment]
         self.segmenter_average: Segmenter = deepcopy(self.networks["segmenter"])  # type: ignore[assignment]
         self.averages: dict[str, nn.Module] = {
