@@ -204,17 +204,18 @@ class ModulatedConv(nn.Module):
         """x: float [N, inputs, H, W]; style: float [N, style]; shift: what to add to the result, of a shape that
         broadcasts to it → float [N, outputs, H or 2H, W or 2W]."""
         s, d = self._scales(style)
-        shift = shift.to(x.dtype)
         if self.kernel == 1:
             weight = self.weight.flatten(1) * s[:, None] * d[:, :, None]
-            return _mix(x, weight.to(x.dtype)) + shift
+            x = _mix(x, weight.to(x.dtype))
+            return x + shift.to(x.dtype)
         x = x * s[:, :, None, None].to(x.dtype)
         if self.up:
             # The filter has gain 4 here: zero insertion spreads each pixel over four.
             x = blur(F.conv_transpose2d(x, _swapped(self.weight.to(x.dtype)), stride=2), 1, gain=4)
         else:
             x = F.conv2d(x, self.weight, padding=self.kernel // 2)
-        return torch.addcmul(shift, x, d[:, :, None, None].to(x.dtype))
+        # Under autocast x may have become bf16 in the convolution: one fp32 term would make fp32 of all that follows.
+        return torch.addcmul(shift.to(x.dtype), x, d[:, :, None, None].to(x.dtype))
 
     def _scales(self, style: Tensor) -> tuple[Tensor, Tensor]:
         """Factors of input channels [N, inputs] and output channels [N, outputs], which hold every gain."""
