@@ -115,11 +115,12 @@ def main() -> None:
         translator = Translator(recipe, accelerator)
         size = recipe.train.batch_size
         clock = ImageClock(0, (2 + steps) * size, size, 0, 1)
-        batches = iter(loader(UnpairedCrops(domains, recipe.data, recipe.seed), clock, recipe.data.workers))
+        crops = UnpairedCrops(domains, recipe.data, recipe.seed)
+        batches = iter(loader(crops, clock, recipe.data.workers, Path(folder)))
         for _ in range(2):  # the first ones are slow: memory is taken, kernels are chosen
             translator.step(_on_device(next(batches), accelerator.device))
         waited, begin = 0.0, perf_counter()
-        for items in range(steps):
+        for _ in range(steps):
             start = perf_counter()
             items = next(batches)
             waited += perf_counter() - start
