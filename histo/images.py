@@ -135,7 +135,9 @@ def _decode(file: BinaryIO, name: object) -> NDArray[np.uint8]:
             if frames != 1:
                 raise InputError(f"{name} holds {frames} pictures, expected one; save the one you mean alone.")
             _check_size(name, opened.width, opened.height)
-            orientation = opened.getexif().get(_ORIENTATION, 1)
+            # Most JPEG tiles hold no EXIF or XMP, and asking for it costs as much as opening the file.
+            turned = kind != "JPEG" or "exif" in opened.info or "xmp" in opened.info
+            orientation = opened.getexif().get(_ORIENTATION, 1) if turned else 1
             if kind == "PNG" and _png_depth(file) == 16:
                 deep = _deep_png(file, name)
             if kind == "PNG":
@@ -217,7 +219,7 @@ def _rgb(name: object, picture: Image.Image) -> Image.Image:
 
 def _planes(picture: Image.Image) -> NDArray[np.uint8]:
     """uint8 [3, H, W] of an RGB picture; Pillow takes its bands apart quicker than NumPy turns pixels round."""
-    bands = bytearray().join([band.tobytes() for band in picture.split()])
+    bands = bytearray().join([picture.tobytes("raw", band) for band in "RGB"])
     return np.frombuffer(bands, np.uint8).reshape(3, picture.height, picture.width)
 
 
