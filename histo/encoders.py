@@ -6,7 +6,6 @@ An *encoder file* is `NAME.safetensors` (the keys of the library the encoder com
 
 import difflib
 import json
-import os
 import re
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -15,10 +14,11 @@ from typing import Any
 
 import timm
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from histo.errors import InputError
+from histo.errors import InputError, writing
+from histo.files import written_whole
 
 STRIDES = [4, 8, 16, 32]
 CARD_FORMAT = 1
@@ -129,14 +129,17 @@ def build(wanted: Architecture) -> nn.Module:
 
 
 def write_card(path: Path, tensors: dict[str, Tensor], card: dict[str, Any]) -> None:
-    """Write `path` (safetensors) and its card beside it (.json); each file appears whole or not at all."""
+    """Write `path` (safetensors) and its card beside it (.json); each file appears whole or not at all.
+
+    Raises:
+        InputError: they cannot be written (disk full, read-only, folder gone).
+    """
     card = {"format": CARD_FORMAT, **card, "libraries": {name: version(name) for name in ("torch", "timm")}}
     text = json.dumps(card, indent=2, ensure_ascii=False) + "\n"
-    aside = path.with_suffix(".tmp")
-    save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, aside)
-    os.replace(aside, path)
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path.with_suffix(".json"))
+    weights = save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
+    for name, content in ((path, weights), (path.with_suffix(".json"), text.encode("utf-8"))):
+        with writing(name), written_whole(name) as file:
+            file.write(content)
 
 
 def read_card(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -23,8 +23,6 @@ split into connected components.
 import io
 import json
 import math
-import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -35,7 +33,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from skimage.draw import polygon
 
-from histo.errors import InputError
+from histo.errors import InputError, writing
+from histo.files import written_whole
 from histo.images import MAX_PIXELS
 from histo.png import check_png
 
@@ -166,7 +165,7 @@ def write_instances(path: str | Path, instances: NDArray[Any]) -> None:
         instances: integer [H, W], ids from 0 to 65 535, kept as they are.
 
     Raises:
-        InputError: another suffix, no such folder, not an instance map, or an id above 65 535.
+        InputError: another suffix, no such folder, not an instance map, an id above 65 535, or a full disk.
     """
     path = Path(path)
     if path.suffix.lower() != ".png":
@@ -174,12 +173,8 @@ def write_instances(path: str | Path, instances: NDArray[Any]) -> None:
     if not path.parent.is_dir():
         raise InputError(f"{path.parent} is not a folder; make it before writing {path.name} into it.")
     data = encode_instances(instances, path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(path), written_whole(path) as file:
+        file.write(data)
 
 
 def encode_instances(instances: NDArray[Any], name: object) -> bytes:

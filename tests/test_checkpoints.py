@@ -283,3 +283,37 @@ def test_forget_after_takes_away_another_life(tmp_path: Path) -> None:
     checkpoints.forget_after(tmp_path, 20)
     assert [path.name for path in complete(tmp_path)] == [f"{10:012d}", f"{20:012d}"]
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_lost_manifest_is_damage(tmp_path: Path) -> None:
+    for images in (10, 20):
+        checkpoints.save(tmp_path, checkpoints.Checkpoint({"net": {"w": torch.ones(1)}}, {"images": images}), keep=9)
+    (tmp_path / "000000000020" / "manifest.json").unlink()
+    found, (sentence,) = checkpoints.load_newest(tmp_path)
+    assert found is not None
+    assert found.facts["images"] == 10
+    assert "000000000020 is no checkpoint, or a damaged one" in sentence
+    checkpoints.save(tmp_path, checkpoints.Checkpoint({"net": {"w": torch.ones(1)}}, {"images": 20}), keep=9)
+    assert checkpoints.load(tmp_path / "000000000020").facts["images"] == 20
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["000000000010", "000000000020"]
+    for path in tmp_path.glob("*/manifest.json"):
+        path.unlink()
+    with pytest.raises(InputError, match="None of the 2 checkpoints"):
+        checkpoints.load_newest(tmp_path)
+
+
+def test_a_disk_that_cannot_read_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for images in (10, 20):
+        checkpoints.save(tmp_path, checkpoints.Checkpoint({"net": {"w": torch.ones(1)}}, {"images": images}), keep=9)
+    digest = checkpoints._digest
+
+    def bad_sector(path: Path) -> str:
+        if path.parent.name == "000000000020":
+            raise OSError(5, "Input/output error")
+        return digest(path)
+
+    monkeypatch.setattr(checkpoints, "_digest", bad_sector)
+    found, (sentence,) = checkpoints.load_newest(tmp_path)
+    assert found is not None
+    assert found.facts["images"] == 10
+    assert "cannot be read (Input/output error)" in sentence

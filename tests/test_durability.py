@@ -2,7 +2,9 @@
 
 import os
 import shutil
+import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -197,3 +199,51 @@ def test_the_run_folder_deleted_while_running(
     monkeypatch.setattr(train, "_look", lambda *_: shutil.rmtree(run))
     with pytest.raises(InputError, match="cannot be written"):
         main([*toy_arguments, "--data.workers", "0", "--run.dir", str(run)])
+
+
+@pytest.mark.slow
+def test_a_killed_loader_worker(toy_arguments: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start([*toy_arguments, "--data.workers", "1", "--train.images", "100000"], run)
+    wait_for(run / "checkpoints" / "000000000032", process)
+    (worker,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(worker), signal.SIGKILL)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "Traceback" not in errors
+    assert "error: A loader worker died (" in errors.strip().splitlines()[-1]
+    assert not (run / "lock.json").exists()
+
+
+@pytest.mark.slow
+def test_a_sigterm_before_the_first_step(toy_arguments: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start([*toy_arguments, "--data.workers", "0"], run)
+    wait_for(run / "pseudo-masks", process)
+    process.terminate()
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert not (run / "lock.json").exists()
+
+
+def test_no_temporary_folder_leaves_no_lock(
+    toy_arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(InputError, match=r"set TMPDIR to a (folder|shorter)"):
+        main([*toy_arguments, "--data.workers", "0", "--run.dir", str(tmp_path / "run")])
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_run_stopped_at_its_start_keeps_the_first_record(
+    toy_arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    arguments = [*toy_arguments, "--data.workers", "0", "--train.images", "4", "--run.dir", str(run)]
+    with monkeypatch.context() as patch:
+        patch.setattr(train.StopRequest, "__bool__", lambda _: True)
+        main(arguments)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["000000000000"]
+    main(arguments)
+    assert [r["images"] for r in read_log(run) if "content/segmenter_dice" in r] == [0]

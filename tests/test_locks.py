@@ -138,3 +138,48 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"cannot be written.*name another --run\.dir"):
         FolderLock(tmp_path / "file" / "run")
+
+
+def test_a_lock_that_is_another_ones_by_now_stays(tmp_path: Path) -> None:
+    """The run folder was deleted under its owner, and another process began one of that name."""
+    lock = FolderLock(tmp_path / "run")
+    (tmp_path / "run" / "lock.json").unlink()
+    process = holder(tmp_path / "run")
+    try:
+        lock.release()
+        with pytest.raises(InputError, match=f"in use by process {process.pid}"):
+            FolderLock(tmp_path / "run")
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_giving_back_what_cannot_be_written_any_more_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = FolderLock(tmp_path)
+
+    def read_only(*_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "unlink", read_only)
+    lock.release()
+
+
+def test_an_owner_on_another_host_that_leaves_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "PATIENCE", 20.0)
+    path = elsewhere(tmp_path)
+    leaving = threading.Timer(0.3, path.unlink)
+    leaving.start()
+    lock = FolderLock(tmp_path)
+    leaving.join()
+    assert lock.stale is None
+    assert json.loads(path.read_text())["pid"] == os.getpid()
+    lock.release()
+
+
+def test_a_lock_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "lock.json").symlink_to("/dev/full")
+    with pytest.raises(InputError, match=r"lock\.json cannot be written"):
+        FolderLock(tmp_path)
+    assert list(tmp_path.iterdir()) == []

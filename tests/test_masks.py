@@ -56,7 +56,7 @@ def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(InputError, match=r"cannot be written \(disk full"):
         write_instances(tmp_path / "map.png", np.full((2, 2), 8))
     assert [file.name for file in tmp_path.iterdir()] == ["map.png"]
     assert read_instances(tmp_path / "map.png")[0, 0] == 7

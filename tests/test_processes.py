@@ -5,6 +5,7 @@
 
 import signal
 import subprocess
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from histo.running import checkpoints
+from histo.running import checkpoints, processes
 from histo.running.tracking import read_log
 from tests.launching import ALONE, ENVIRONMENT, PAIR, start, wait_for
 
@@ -133,4 +134,45 @@ def test_what_one_process_meets_all_are_told(tmp_path: Path) -> None:
     assert pair.stdout.count("through") == 2
     assert "never" not in pair.stdout
     assert pair.stderr.count("error: the second one has it") == 1
+    assert pair.returncode != 0
+
+
+@pytest.mark.slow
+def test_all_continue_from_what_the_first_one_sees(toy_arguments: list[str], tmp_path: Path) -> None:
+    """A network disk may hide the newest checkpoint from one machine for a while."""
+    run = tmp_path / "run"
+    alone = start([*toy_arguments, "--data.workers", "0", "--train.images", "64"], run)
+    assert alone.wait(timeout=120) == 0
+    script = tmp_path / "late.py"
+    script.write_text(
+        "from histo.running import checkpoints\n"
+        "from histo.running.processes import state\n"
+        "from histo.running.settings import run_script\n"
+        "from translate.train import main\n"
+        "found = checkpoints._named\n"
+        "if state().process_index == 1:\n"
+        "    checkpoints._named = lambda folder: found(folder)[:1]\n"
+        "run_script(main)\n"
+    )
+    arguments = [*toy_arguments, "--data.workers", "0", "--train.images", "72", "--run.dir", str(run)]
+    pair = subprocess.run(
+        [*PAIR, str(script), *arguments], capture_output=True, text=True, timeout=120, env=ENVIRONMENT
+    )
+    assert pair.returncode == 0, pair.stderr
+    assert pair.stdout.count("Done: 72 images") == 1
+
+
+@pytest.mark.slow
+def test_the_others_wait_for_hours_of_work_of_one(tmp_path: Path) -> None:
+    """torch gives up after 10 or 30 minutes; what is set here is what holds."""
+    assert timedelta(hours=12) < processes.PATIENCE
+    script = tmp_path / "slow.py"
+    script.write_text(
+        "import sys, time\nfrom datetime import timedelta\n"
+        "from histo.running import processes\n"
+        "processes.PATIENCE = timedelta(seconds=2)\n"
+        "with processes.together():\n"
+        "    time.sleep(6 * (processes.state().process_index == 0))\n"
+    )
+    pair = run([*PAIR, str(script)])
     assert pair.returncode != 0

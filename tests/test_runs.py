@@ -2,9 +2,12 @@
 
 import os
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -40,7 +43,7 @@ def test_a_new_folder_has_the_time_in_its_name() -> None:
 
 def test_auto_continues_the_newest_complete_checkpoint(tmp_path: Path) -> None:
     run = run_with(tmp_path, 100, 20)
-    (run.checkpoints / "000000000500").mkdir()
+    (run.checkpoints / f"{checkpoints.ASIDE}000000000500").mkdir()
     checkpoint, damaged = run.state("auto")
     assert checkpoint is not None
     assert checkpoint.path == run.checkpoints / "000000000100"
@@ -87,7 +90,7 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 
 
 def test_equal_settings_and_settings_that_may_change(tmp_path: Path) -> None:
-    run = run_with(tmp_path)
+    run = run_with(tmp_path, 10)
     fixed = ("data.tissue", "segmenter", "seed")
     run.refuse_other_settings(SETTINGS, fixed)
     run.refuse_other_settings({**SETTINGS, "data": {"tissue": ["a", "b"], "workers": 8}}, fixed)
@@ -105,11 +108,11 @@ def test_equal_settings_and_settings_that_may_change(tmp_path: Path) -> None:
 )
 def test_other_settings_are_refused(tmp_path: Path, changed: dict[str, object], sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
-        run_with(tmp_path).refuse_other_settings({**SETTINGS, **changed}, ("data.tissue", "segmenter", "seed"))
+        run_with(tmp_path, 10).refuse_other_settings({**SETTINGS, **changed}, ("data.tissue", "segmenter", "seed"))
 
 
 def test_a_damaged_config_is_the_users_to_mend(tmp_path: Path) -> None:
-    run = run_with(tmp_path)
+    run = run_with(tmp_path, 10)
     for content in ("a: [", "- 1\n"):
         run.config.write_text(content)
         with pytest.raises(InputError, match=r"config\.yaml"):
@@ -125,6 +128,7 @@ WAITER = """
 import sys, time
 from histo.running.runs import StopRequest
 stop = StopRequest()
+stop.listen()
 print("ready", bool(stop), flush=True)
 for _ in range(400):
     if stop:
@@ -169,6 +173,7 @@ def test_the_second_ctrl_c_does_not_wait() -> None:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         stop = StopRequest()
+        stop.listen()
         signal.raise_signal(signal.SIGINT)
         assert stop
         assert stop.reason == "SIGINT"
@@ -196,3 +201,40 @@ def test_a_vanished_shell_does_not() -> None:
         time.sleep(0.5)
         os.kill(child, signal.SIGTERM)  # still there, and stops for this reason only
         assert lines(launcher, 1) == ["saved: SIGTERM"]
+
+
+def test_a_mistyped_path_may_be_corrected(tmp_path: Path) -> None:
+    """The settings are in the folder before the data are opened, and nothing was made of the wrong ones."""
+    run = run_with(tmp_path)
+    (run.path / "lock.json").touch()
+    run.refuse_other_settings({**SETTINGS, "seed": 4}, ("seed",))
+    (run.path / "log.jsonl").touch()
+    with pytest.raises(InputError, match="--seed is 4"):
+        run.refuse_other_settings({**SETTINGS, "seed": 4}, ("seed",))
+
+
+def test_a_temporary_folder_that_sockets_cannot_lie_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that cannot open its socket loses its batch, and the training waits for it for good."""
+    for length in (51, 52):
+        monkeypatch.setattr(tempfile, "tempdir", "/tmp/" + "x" * (length - 5))
+        long = Path(tempfile.gettempdir())
+        long.mkdir(exist_ok=True)
+        try:
+            if length == 52:
+                with pytest.raises(InputError, match=r"too long a name .* set TMPDIR to a shorter one"):
+                    RunFolder(tmp_path).scratch(0)
+                continue
+            folder = RunFolder(tmp_path).scratch(0)
+            path = str(folder / "pymp-12345678" / "listener-12345678")
+            Path(path).parent.mkdir()
+            with socket.socket(socket.AF_UNIX) as listener:
+                listener.bind(path)
+        finally:
+            shutil.rmtree(long)
+
+
+def test_no_temporary_folder_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "none")])
+    with pytest.raises(InputError, match="set TMPDIR to a folder that can be written"):
+        RunFolder(tmp_path).scratch(0)

@@ -1,6 +1,7 @@
 """Settings from configs and flags, and the way a script ends when they are wrong."""
 
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -335,3 +336,22 @@ def test_print_config_prints_what_would_run_and_checks_it(folder: Path, capsys: 
     assert "power: 12" in capsys.readouterr().out
     with pytest.raises(InputError, match=r"optics\.power is 0"):
         read(folder, "--print_config", "--optics.power", "0")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_script_interrupted_before_it_listens(number: signal.Signals) -> None:
+    """What must be given back is, and the user reads a sentence."""
+    script = (
+        "import time\nfrom histo.running.settings import run_script\n"
+        "def main(arguments):\n    try:\n        print('here', flush=True)\n        time.sleep(60)\n"
+        "    finally:\n        print('given back', flush=True)\nrun_script(main)\n"
+    )
+    root = Path(__file__).parents[1]
+    with subprocess.Popen([sys.executable, "-c", script], stdout=-1, stderr=-1, text=True, cwd=root) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "here\n"
+        process.send_signal(number)
+        output, errors = process.communicate(timeout=60)
+    assert output == "given back\n"
+    assert errors.strip() == "Interrupted; what was saved before stays."
+    assert process.returncode == 130

@@ -1,6 +1,7 @@
 """The log of a run: what is kept when it resumes, and what a reader gets."""
 
 import json
+import shutil
 from math import isnan, nan
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from histo.errors import InputError
 from histo.running.tracking import Tracker, read_log
 
 
@@ -128,3 +130,33 @@ def test_other_processes_are_mute(tmp_path: Path) -> None:
     tracker.picture(1, "name", np.zeros((4, 4, 3), np.uint8))
     tracker.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_spoilt_line_costs_itself_only(tmp_path: Path) -> None:
+    tracker = Tracker(tmp_path, 0, enabled=True)
+    for images in (10, 20, 30):
+        tracker.scalars(images, {"loss": 1.0})
+    tracker.close()
+    lines = (tmp_path / "log.jsonl").read_bytes().split(b"\n")
+    for spoilt in (lines[1][:9], b"\xff\x00", b"7", b"null", b'{"loss": 1}', b"[" * 100_000):
+        (tmp_path / "log.jsonl").write_bytes(b"\n".join([lines[0], spoilt, *lines[2:]]))
+        Tracker(tmp_path, 30, enabled=True).close()
+        assert [record["images"] for record in read_log(tmp_path)] == [10, 30]
+
+
+def test_tensorboard_deleted_between_two_lives(tmp_path: Path) -> None:
+    tracker = Tracker(tmp_path, 0, enabled=True)
+    tracker.scalars(10, {"loss": 1.0})
+    tracker.close()
+    shutil.rmtree(tmp_path / "tensorboard")
+    tracker = Tracker(tmp_path, 10, enabled=True)
+    tracker.scalars(20, {"loss": 2.0})
+    tracker.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("loss")] == [10, 20]
+
+
+def test_a_log_that_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").mkdir()
+    with pytest.raises(InputError, match=r"log\.jsonl cannot be written"):
+        Tracker(tmp_path, 0, enabled=True)

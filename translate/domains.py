@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from histo.errors import InputError
+from histo.errors import InputError, writing
 from histo.links import stray_link
 from histo.masks import read_instances, write_instances
 from histo.phantom import PhantomTissue
@@ -243,7 +243,8 @@ def _watershed_masks(tissue: Tiles, donors: NDArray[np.int64], folder: Path | No
         tissue.require_mpp("watershed pseudo-masks")
     if folder is None:
         return []
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder, "name another --run.dir"):
+        folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{donor:06d}.png" for donor in donors]
     missing = [(donor, file) for donor, file in zip(donors, files, strict=True) if not file.exists()]
     for donor, file in tqdm(missing, desc="watershed pseudo-masks", unit="tile", disable=not (progress and missing)):

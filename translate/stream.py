@@ -7,6 +7,7 @@ the same in every process, worker and life of a run, which is what makes resumin
 import signal
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -95,6 +96,25 @@ def _begin_worker(scratch: Path, worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(1)
+
+
+@contextmanager
+def sound_workers() -> Iterator[None]:
+    """Say in one sentence that a loader worker died, at the next batch or, by torch's signal handler, anywhere.
+
+    Raises:
+        InputError: the system killed one, mostly for its memory, or shared memory is full.
+    """
+    try:
+        yield
+    except (RuntimeError, ConnectionResetError, ConnectionRefusedError, EOFError) as error:
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+            raise
+        reason = (str(error) or type(error).__name__).strip().splitlines()[-1].rstrip(". ")
+        raise InputError(
+            f"A loader worker died ({reason}), probably for want of memory or of room in /dev/shm; lower "
+            "--data.workers or --data.cache_mb and run the same command again."
+        ) from error
 
 
 def loader(crops: UnpairedCrops, clock: ImageClock, workers: int, scratch: Path) -> DataLoader:

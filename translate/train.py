@@ -40,7 +40,7 @@ try:
     from translate.export import export
     from translate.panels import draw_panels
     from translate.recipe import FIXED, PRESET, Recipe
-    from translate.stream import ImageClock, UnpairedCrops, loader
+    from translate.stream import ImageClock, UnpairedCrops, loader, sound_workers
     from translate.summary import write_report
 except ModuleNotFoundError as error:
     sys.exit(f"error: {error.name!r} is not installed: run `pip install -e .` in nucleate's folder.")
@@ -70,15 +70,18 @@ def main(argv: list[str]) -> None:
         print(f"No --config given: training the preset {PRESET.stem} on {recipe.data.tissue} tissue into {run.path}.")
     with together():
         lock = FolderLock(run.path) if accelerator.is_main_process else None
-    with together():
-        scratch = run.scratch(accelerator.process_index)
     if lock is not None and lock.stale:
         print(f"{lock.stale} left {run.path} without a word (killed?); taking over.", flush=True)
+    scratch = None
     try:
-        train(recipe, run, accelerator, scratch)
+        with together():
+            scratch = run.scratch(accelerator.process_index)
+        with sound_workers():
+            train(recipe, run, accelerator, scratch)
     finally:
-        with suppress(OSError):  # after an error its workers may still be about to leave it
-            scratch.rmdir()
+        if scratch is not None:
+            with suppress(OSError):  # after an error its workers may still be about to leave it
+                scratch.rmdir()
         if lock is not None:
             lock.release()
 
@@ -91,9 +94,16 @@ def train(recipe: Recipe, run: RunFolder, accelerator: Accelerator, scratch: Pat
     """
     # Process and run folder: the first process writes, all read
     first, stop = accelerator.is_main_process, StopRequest()
+    checkpoint, damaged = None, []
     with together():
-        run.refuse_other_settings(asdict(recipe), FIXED)
-        checkpoint, damaged = run.state(recipe.run.resume)
+        if first:
+            run.refuse_other_settings(asdict(recipe), FIXED)
+            checkpoint, damaged = run.state(recipe.run.resume)
+    # What a disk shows to one machine it may not show to another yet, so the others take the first one's word.
+    (chosen,) = broadcast_object_list([str(checkpoint.path) if checkpoint else None])
+    with together():
+        if not first and chosen is not None:
+            checkpoint = checkpoints.load(Path(chosen))
     with together():
         if first:
             run.create(as_yaml(recipe))
@@ -133,6 +143,7 @@ def train(recipe: Recipe, run: RunFolder, accelerator: Accelerator, scratch: Pat
                 _warn(tracker, translator.images, sentence)
             if not untrained:
                 untrained = measure(probe, translator)
+            if translator.images == 0:
                 tracker.scalars(0, untrained)
                 tracker.message(0, f"masks: {domains.origin}")
 
@@ -142,6 +153,7 @@ def train(recipe: Recipe, run: RunFolder, accelerator: Accelerator, scratch: Pat
             checkpoints.save(run.checkpoints, state, recipe.run.keep)
 
     # Main loop: fetch, step, and what is due after it
+    stop.listen()
     sums: dict[str, list[torch.Tensor]] = defaultdict(list)
     pace = _Pace(translator.images)
     with tqdm(
@@ -149,7 +161,7 @@ def train(recipe: Recipe, run: RunFolder, accelerator: Accelerator, scratch: Pat
     ) as bar:
         while translator.images < recipe.train.images and not anywhere(bool(stop)):
             pace.waits(True)
-            with together():
+            with together(), sound_workers():
                 batch = _on_device(next(iterator), accelerator.device)
             pace.waits(False)
             before = translator.images
@@ -274,7 +286,7 @@ def _default_config(argv: list[str]) -> Path:
     """The config of the run folder when an existing one is named, else the tiny preset."""
     folders = flag_values(argv, "run.dir")
     config = Path(folders[-1]) / "config.yaml" if folders else PRESET
-    return config if config.exists() else PRESET
+    return config if os.path.exists(config) else PRESET  # Path.exists raises where a folder is barred
 
 
 def _facts(

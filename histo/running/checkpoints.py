@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from histo.errors import InputError
+from histo.errors import InputError, writing
 
 MANIFEST = "manifest.json"
 ASIDE = ".writing-"
@@ -57,6 +57,8 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     aside = folder / f"{ASIDE}{target.name}"
     try:
         _write(aside, checkpoint)
+        if target.exists():  # one that lost its manifest
+            _remove(target)
         os.rename(aside, target)
         _sync(folder)
     except (OSError, SafetensorError) as error:
@@ -66,8 +68,9 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
             f"The checkpoint at {checkpoint.facts['images']} images cannot be written to {folder} ({error}); {last}: "
             "make room there and run the same command again."
         ) from error
-    for old in [path for path in complete(folder) if path != target][: 1 - keep or None]:
-        _remove(old)
+    with writing(folder, "make room there and run the same command again"):
+        for old in [path for path in complete(folder) if path != target][: 1 - keep or None]:
+            _remove(old)
     return target
 
 
@@ -89,8 +92,12 @@ def _write(aside: Path, checkpoint: Checkpoint) -> None:
 
 def complete(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first; half-written ones do not count."""
-    found = [path for path in folder.glob("*") if path.name.isdecimal() and (path / MANIFEST).exists()]
-    return sorted(found, key=lambda path: int(path.name))
+    return [path for path in _named(folder) if (path / MANIFEST).exists()]
+
+
+def _named(folder: Path) -> list[Path]:
+    """All that bear a checkpoint's name, which a whole one alone is given: without a manifest one is damaged."""
+    return sorted((path for path in folder.glob("*") if path.name.isdecimal()), key=lambda path: int(path.name))
 
 
 def load(path: Path) -> Checkpoint:
@@ -106,7 +113,9 @@ def load(path: Path) -> Checkpoint:
             raise ValueError("sha256 and facts must be mappings")
         _check_images(path, facts.get("images"))
     except FileNotFoundError as error:
-        raise InputError(f"{path} is no checkpoint: it has no {MANIFEST}; name a folder RUN/checkpoints/N.") from error
+        raise InputError(
+            f"{path} is no checkpoint, or a damaged one: it has no {MANIFEST}; name a folder RUN/checkpoints/N."
+        ) from error
     except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise InputError(f"{path / MANIFEST} is damaged ({error}); resume from another checkpoint.") from error
     tensors = {}
@@ -116,10 +125,14 @@ def load(path: Path) -> Checkpoint:
                 f"{path / MANIFEST} names {name!r}, expected NAME.safetensors; resume from another checkpoint."
             )
         file = path / name
-        if not file.is_file() or _digest(file) != expected:
-            raise InputError(f"{file} is missing or was changed after it was written; resume from another checkpoint.")
         try:
+            if not file.is_file() or _digest(file) != expected:
+                raise InputError(
+                    f"{file} is missing or was changed after it was written; resume from another checkpoint."
+                )
             tensors[file.stem] = load_file(file)
+        except OSError as error:  # a bad disk, or another run that takes its checkpoint away
+            raise InputError(f"{file} cannot be read ({error.strerror}); resume from another checkpoint.") from error
         except SafetensorError as error:
             raise InputError(f"{file} is no safetensors file ({error}); resume from another checkpoint.") from error
     return Checkpoint(tensors, facts, path)
@@ -132,7 +145,7 @@ def load_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         InputError: there are checkpoints, and all are damaged: starting afresh is not ours to decide.
     """
     damaged: list[str] = []
-    for path in reversed(complete(folder)):
+    for path in reversed(_named(folder)):
         try:
             return load(path), damaged
         except InputError as error:
@@ -154,9 +167,10 @@ def _check_images(path: Path, images: Any) -> None:
 
 def forget_after(folder: Path, images: int) -> None:
     """Take away checkpoints beyond an image count: a run that goes back starts another life from there."""
-    for path in complete(folder):
-        if int(path.name) > images:
-            _remove(path)
+    with writing(folder, "name another --run.dir"):
+        for path in _named(folder):
+            if int(path.name) > images:
+                _remove(path)
 
 
 def sweep(folder: Path) -> None:
@@ -190,7 +204,7 @@ def _remove(checkpoint: Path) -> None:
     aside = checkpoint.with_name(f"{ASIDE}old-{checkpoint.name}")
     shutil.rmtree(aside, ignore_errors=True)
     os.rename(checkpoint, aside)
-    shutil.rmtree(aside)
+    shutil.rmtree(aside, ignore_errors=True)  # a network disk keeps files that somebody reads; `sweep` comes again
 
 
 def _digest(path: Path) -> str:

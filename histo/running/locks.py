@@ -21,6 +21,7 @@ from typing import Any
 
 from histo.errors import InputError, writing
 
+LOCK = "lock.json"
 BEAT = 3.0  # seconds between touches
 PATIENCE = 20.0  # seconds without one after which an owner on another host is given up
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -37,26 +38,40 @@ class FolderLock:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / "lock.json"
+        self.path = folder / LOCK
         with writing(folder, "name another --run.dir"):
             folder.mkdir(parents=True, exist_ok=True)
             self._file = self._locked()
         owner = _owner(self._file)
         self.stale = _phrase(owner) if owner else None
         me = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-        with writing(self.path, "free some space or name another --run.dir"):
-            self._file.seek(0)
-            self._file.truncate()
-            json.dump(me, self._file)
-            self._file.flush()
         self._released = threading.Event()
+        try:
+            with writing(self.path, "free some space or name another --run.dir"):
+                self._file.seek(0)
+                self._file.truncate()
+                self._file.write(json.dumps(me))
+                self._file.flush()
+        except InputError:
+            self.release()
+            raise
         threading.Thread(target=self._beat, daemon=True).start()
 
     def release(self) -> None:
-        """Give the folder back."""
+        """Give the folder back, as far as it is still there and can be written."""
         self._released.set()
-        self.path.unlink(missing_ok=True)
-        self._file.close()
+        with suppress(OSError):
+            if self._is_ours(self._file):  # the folder may have been deleted and be another's by now
+                self.path.unlink()
+        with suppress(OSError):  # what a full disk did not take is still to be written
+            self._file.close()
+
+    def _is_ours(self, file: TextIOWrapper) -> bool:
+        """Whether the path leads to the very file that is open."""
+        try:
+            return os.path.samestat(os.fstat(file.fileno()), os.stat(self.path))
+        except FileNotFoundError:
+            return False
 
     def _beat(self) -> None:
         while not self._released.wait(BEAT):
@@ -72,12 +87,13 @@ class FolderLock:
             file = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115 - open for as long as the lock is held
             try:
                 taken = _system_lock(file)
+                owner = _owner(file)
+                in_use = taken is False or (owner is not None and self._lives(owner, taken))
                 # A holder that just left may have deleted the very file we locked: then look again.
-                if not (self.path.exists() and os.path.samestat(os.fstat(file.fileno()), os.stat(self.path))):
+                if not self._is_ours(file):
                     file.close()
                     continue
-                owner = _owner(file)
-                if taken is False or (owner and self._lives(owner, taken)):
+                if in_use:
                     who = _phrase(owner) if owner else "another process"
                     raise InputError(
                         f"{self.path.parent} is in use by {who}; stop that one first or name another --run.dir."
@@ -91,14 +107,19 @@ class FolderLock:
         """Whether the owner a free lock file names is still at work."""
         if owner.get("host") == socket.gethostname():
             return taken is None and _process_lives(owner.get("pid"))
-        last = os.stat(self.path).st_mtime_ns
+        last = _touched(self.path)
         deadline = time.monotonic() + PATIENCE
         print(f"Waiting {PATIENCE:.0f} s for a sign of life of {_phrase(owner)} in {self.path.parent} …", flush=True)
         while time.monotonic() < deadline:
             time.sleep(0.2)
-            if os.stat(self.path).st_mtime_ns != last:
+            if _touched(self.path) != last:
                 return True
         return False
+
+
+def _touched(path: Path) -> int | None:
+    """When the file was last touched, in ns; None where it was deleted."""
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
 def _system_lock(file: TextIOWrapper) -> bool | None:
@@ -118,8 +139,8 @@ def _owner(file: TextIOWrapper) -> dict[str, Any] | None:
     """Whom the lock file names; None where it is empty or was cut off while it was written."""
     file.seek(0)
     try:
-        owner = json.load(file)
-    except ValueError:
+        owner = json.loads(file.read(10_000))
+    except (ValueError, RecursionError):
         return None
     return owner if isinstance(owner, dict) else None
 

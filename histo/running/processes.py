@@ -8,6 +8,7 @@ Who belongs together is told by the launcher (accelerate, torchrun) in environme
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 from accelerate import PartialState
@@ -15,10 +16,15 @@ from accelerate.utils import gather_object, parse_flag_from_env, reduce
 
 from histo.errors import InputError
 
+# The others wait while the first process makes pseudo-masks or looks at every file, which takes hours on large sets;
+# torch would give up after 10 or 30 minutes. A process that dies is its launcher's to notice, which then ends all.
+PATIENCE = timedelta(days=1)
+
 
 def state() -> PartialState:
     """Rank, number and device of the processes; the first call joins them."""
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # without it torchrun's are not seen on a CPU
+    # without the flag torchrun's are not seen on a CPU
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=PATIENCE)
 
 
 def anywhere(flag: bool) -> bool:

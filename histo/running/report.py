@@ -2,7 +2,6 @@
 
 import base64
 import io
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from histo.errors import InputError
+from histo.files import written_whole
 from histo.running.charts import CHART_STYLE, escape, line_chart
 
 _LARGE = 256 * 1024  # pixels; above it JPEG, whose loss no eye finds in a picture that is shown reduced
@@ -155,14 +155,10 @@ class Report:
             + "\n".join(self._parts)
             + "\n</main></body></html>\n"
         )
-        aside = path.with_name(f".{path.name}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with aside.open("w", encoding="utf-8") as file:
-                file.write(page)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, path)
+            with written_whole(path) as file:
+                file.write(page.encode("utf-8"))
         except OSError as error:
             raise InputError(f"Report {path} cannot be written ({error.strerror}); name another folder.") from error
 

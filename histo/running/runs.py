@@ -12,9 +12,14 @@ from types import FrameType
 from typing import Any
 
 from histo.errors import InputError, writing
+from histo.files import written_whole
 from histo.running import checkpoints
 from histo.running.checkpoints import Checkpoint
 from histo.running.configs import read_config
+from histo.running.locks import LOCK
+
+# A socket's path ends at 103 bytes on the strictest system; multiprocessing adds /pymp-12345678/listener-12345678.
+LONGEST_SCRATCH = 103 - 32
 
 
 @dataclass
@@ -93,9 +98,8 @@ class RunFolder:
         with writing(self.path, "name another --run.dir"):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self.export.mkdir(exist_ok=True)
-            aside = self.config.with_suffix(".tmp")
-            aside.write_text(config, encoding="utf-8")
-            os.replace(aside, self.config)
+            with written_whole(self.config) as file:
+                file.write(config.encode("utf-8"))
         checkpoints.sweep(self.checkpoints)
 
     def scratch(self, rank: int) -> Path:
@@ -106,9 +110,15 @@ class RunFolder:
         Raises:
             InputError: it cannot be made.
         """
-        name = hashlib.blake2b(str(self.path.resolve()).encode(), digest_size=6).hexdigest()
-        folder = Path(tempfile.gettempdir()) / f"nucleate-{name}-{rank}"
+        name = hashlib.blake2b(str(self.path.resolve()).encode(), digest_size=4).hexdigest()
+        folder = Path(f"nucleate-{name}-{rank}")
         with writing(folder, "set TMPDIR to a folder that can be written"):
+            folder = tempfile.gettempdir() / folder  # raises FileNotFoundError where all candidates are full
+            if len(os.fsencode(folder)) > LONGEST_SCRATCH:
+                raise InputError(
+                    f"The temporary folder {tempfile.gettempdir()} has too long a name for the sockets of loader "
+                    "workers; set TMPDIR to a shorter one, such as /tmp."
+                )
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(mode=0o700)
         return folder
@@ -116,10 +126,12 @@ class RunFolder:
     def refuse_other_settings(self, wanted: dict[str, Any], fixed: tuple[str, ...]) -> None:
         """Compare the settings named in `fixed` ("group" or "group.key") with those the folder was made with.
 
+        Nothing is refused while nothing was made with them: a mistyped path may be corrected.
+
         Raises:
             InputError: naming the first setting that differs, with both values.
         """
-        if not self.config.exists():
+        if not self.config.exists() or not self._has_begun():
             return
         try:
             past = _flat(dict(read_config(self.config)))
@@ -133,6 +145,10 @@ class RunFolder:
                     "put it back to continue, or name another --run.dir."
                 )
 
+    def _has_begun(self) -> bool:
+        """Whether there is more than the settings: pseudo-masks, a log, checkpoints."""
+        return any(path.is_file() and path.name not in (self.config.name, LOCK) for path in self.path.rglob("*"))
+
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
@@ -144,7 +160,8 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 class StopRequest:
     """Whether someone asked the process to stop: SIGTERM, Ctrl-C, or a launcher that is gone.
 
-    The signal handler only notes the request; the training loop asks between steps, saves and leaves. A launcher
+    Once it listens, the signal handler only notes the request; the training loop asks between steps, saves and leaves.
+    While a run is set up there is nothing to save, and a signal ends it (see `run_script`). A launcher
     (accelerate, torchrun) that is killed hands its child to another parent, which shows as a changed parent id.
     """
 
@@ -153,6 +170,9 @@ class StopRequest:
     def __init__(self) -> None:
         self.reason: str | None = None
         self.parent = os.getppid() if any(name in os.environ for name in self.LAUNCHED) else None
+
+    def listen(self) -> None:
+        """Catch SIGTERM and Ctrl-C from now on."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._note)
 

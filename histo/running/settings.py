@@ -7,6 +7,7 @@ dataclasses' `__post_init__`. Whatever a user gets wrong becomes one sentence an
 import difflib
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -92,8 +93,10 @@ def as_yaml(settings: Any) -> str:
 def run_script(main: Callable[[list[str]], None]) -> None:
     """Run a script's main function and end the process as users expect.
 
-    InputError: its sentence is the last line on stderr, exit code 2. `--debug` adds the traceback before it.
+    InputError: its sentence is the last line on stderr, exit code 2. Ctrl-C: a sentence and 130; a SIGTERM before the
+    script listens for one itself counts as Ctrl-C. `--debug` adds the traceback before either.
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main(sys.argv[1:])
     except InputError as error:
@@ -103,6 +106,11 @@ def run_script(main: Callable[[list[str]], None]) -> None:
         sentence = str(error).rsplit("InputError: ", 1)[-1].strip()
         print(f"error: {sentence}", file=sys.stderr, flush=True)
         sys.exit(2)
+    except KeyboardInterrupt:
+        if "--debug" in sys.argv:
+            traceback.print_exc()
+        print("\nInterrupted; what was saved before stays.", file=sys.stderr, flush=True)
+        sys.exit(130)
 
 
 def _plain(value: Any) -> Any:

@@ -5,7 +5,6 @@ stands in the log once, however often the run was killed.
 """
 
 import json
-import os
 import sys
 import threading
 import time
@@ -20,6 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from histo.errors import writing
+from histo.files import written_whole
 
 
 class Tracker:
@@ -41,15 +41,17 @@ class Tracker:
         if not enabled:
             return
         self.log = folder / "log.jsonl"
-        past = [record for record in read_log(folder) if record["images"] <= start and start > 0]
-        kept = [record for record in past if not any(name.startswith("final/") for name in record)]
-        aside = self.log.with_suffix(".tmp")
         with writing(self.log):
-            aside.write_text("".join(_line(record) for record in kept), encoding="utf-8")
-            os.replace(aside, self.log)
+            past = [record for record in read_log(folder) if record["images"] <= start and start > 0]
+            kept = [record for record in past if not any(name.startswith("final/") for name in record)]
+            with written_whole(self.log) as file:
+                file.write("".join(_line(record) for record in kept).encode("utf-8"))
         threading.excepthook = _raised_later
         with writing(folder / "tensorboard"):
+            gone = not any((folder / "tensorboard").glob("events.*"))
             self._begin_board(purge_step=start + 1 if start else 0)
+            if gone:
+                self._add_log()
 
     def scalars(self, images: int, values: dict[str, float]) -> None:
         """Record named numbers ("loss/cycle_mask", "speed/images_per_second") at an image count."""
@@ -66,7 +68,8 @@ class Tracker:
         panels = self.folder / "panels"
         with writing(panels):
             panels.mkdir(exist_ok=True)
-            Image.fromarray(picture).save(panels / f"{name}-{images:09d}.png")
+            with written_whole(panels / f"{name}-{images:09d}.png") as file:
+                Image.fromarray(picture).save(file, format="PNG")
         with self._on_board():
             self.board.add_image(name, picture, images, dataformats="HWC")
 
@@ -101,16 +104,21 @@ class Tracker:
         with writing(self.folder / "tensorboard"):
             if (self.events.stat().st_size if self.events.exists() else 0) < self.written:
                 self._begin_board(purge_step=None)
-                for record in read_log(self.folder):
-                    numbers = {name: value for name, value in record.items() if isinstance(value, float)}
-                    self._add(record["images"], {name: numbers[name] for name in numbers.keys() - {"time"}})
+                self._add_log()
                 tqdm.write(
                     f"warning: {self.events.parent} was deleted; its scalars are written again from {self.log.name}.",
                     file=sys.stderr,
                 )
             yield
             self.board.flush()
-            self.written = self.events.stat().st_size
+            if self.events.exists():  # else it was deleted just now, which the next use mends
+                self.written = self.events.stat().st_size
+
+    def _add_log(self) -> None:
+        """All scalars of the log."""
+        for record in read_log(self.folder):
+            numbers = {name: value for name, value in record.items() if isinstance(value, float)}
+            self._add(record["images"], {name: numbers[name] for name in numbers.keys() - {"time"}})
 
     def _add(self, images: int, values: dict[str, float]) -> None:
         for name, value in values.items():
@@ -122,14 +130,16 @@ class Tracker:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """All whole records of RUN/log.jsonl, oldest first; a last line cut off by a kill is left out."""
+    """All whole records of RUN/log.jsonl, oldest first; lines that a kill or a bad disk spoilt are left out."""
     path = folder / "log.jsonl"
     records: list[dict[str, Any]] = []
     for line in path.read_bytes().split(b"\n") if path.exists() else []:
         try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict) and type(record.get("images")) is int:
+            records.append(record)
     return records
 
 

@@ -9,19 +9,18 @@ import io
 import itertools
 import json
 import math
-import os
 import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any
 
 from tqdm import tqdm
 
 from histo.errors import InputError
+from histo.files import written_whole
 from histo.images import format_of
 from histo.masks import encode_instances
 from histo.tiles import open_tiles
@@ -32,7 +31,6 @@ from histo.tiles.shards import scan
 
 UNKNOWN = "unknown"
 _SUFFIXES = {"PNG": "png", "JPEG": "jpg", "TIFF": "tif"}
-_PARTIAL = ".partial"
 _OURS = re.compile(r"[\w-]+-\d{6}\.(tar|index\.json)(\.partial)?|manifest\.json\.partial|INCOMPLETE", re.ASCII)
 
 
@@ -77,7 +75,7 @@ def pack(
             "licences": [licence or UNKNOWN],
             "shards": shards,
         }
-        with _written_whole(out / MANIFEST) as file:
+        with written_whole(out / MANIFEST) as file:
             file.write(json.dumps(manifest, indent=1, ensure_ascii=False).encode("utf-8"))
         (out / INCOMPLETE).unlink()
     except OSError as error:
@@ -195,7 +193,7 @@ def _write_shards(stem: Path, samples: Iterator[list[tuple[str, bytes]]], limit:
         if sample is None:
             return
         path = stem.with_name(f"{stem.name}-{number:06d}.tar")
-        with _written_whole(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        with written_whole(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive:
             while sample is not None and (archive.offset == 0 or archive.offset + _size(sample) <= limit):
                 for name, data in sample:
                     member = tarfile.TarInfo(name)  # without date and owner
@@ -216,7 +214,7 @@ def _index(archive: Path) -> dict[str, Any]:
     columns["mpp"] = [None if math.isnan(value) else value for value in columns["mpp"]]
     lines = (f"{json.dumps(name)}: {json.dumps(column, ensure_ascii=False)}" for name, column in columns.items())
     path = index_path(archive)
-    with _written_whole(path) as file:
+    with written_whole(path) as file:
         file.write(("{" + ",\n".join(lines) + "}\n").encode("utf-8"))
     return {
         "name": archive.name,
@@ -225,20 +223,6 @@ def _index(archive: Path) -> dict[str, Any]:
         "sha256": _sha256(archive),
         "index_sha256": _sha256(path),
     }
-
-
-@contextmanager
-def _written_whole(path: Path) -> Iterator[BinaryIO]:
-    """A file that has its name once it is whole and on the disk."""
-    aside = path.with_name(path.name + _PARTIAL)
-    try:
-        with aside.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _sha256(path: Path) -> str:
