@@ -1,7 +1,8 @@
 """Five fp32 steps of a toy translator, to be run by one process or by several: python five_steps.py OUT.safetensors.
 
 The first process writes the reduced gradients of the first step ("gradient/…"), the weights before it ("start/…") and
-after the fifth ("weight/…"), by optimiser and position, the image indices each process has seen ("shown/…"), and the probability of augmentation ("ada").
+after the fifth ("weight/…"), by optimiser and position, the image indices each process has seen ("shown/…"),
+and the probability of augmentation ("ada").
 """
 
 import sys

@@ -1,10 +1,10 @@
 """Augmentation of what a discriminator sees: flips, turns, shifts, geometry and colour, batched and differentiable.
 
-The list, its order and its distributions are those of Karras et al. 2020, "Training Generative Adversarial Networks with
-Limited Data" (arXiv 2006.06676), appendix B: blit, geometry and colour, "bgc". All of geometry is one affine map per
-image and all of colour one matrix. Two things differ from the paper: a map that takes pixels to pixels (flip, quarter
-turn, whole shift) is read off exactly, without any filter; and elsewhere Lanczos-3 at double resolution stands in for
-the wavelet filter.
+The list, its order and its distributions are those of Karras et al. 2020, "Training Generative Adversarial Networks
+with Limited Data" (arXiv 2006.06676), appendix B: blit, geometry and colour, "bgc". All of geometry is one affine map
+per image and all of colour one matrix. Two things differ from the paper: a map that takes pixels to pixels (flip,
+quarter turn, whole shift) is read off exactly, without any filter; and elsewhere Lanczos-3 at double resolution stands
+in for the wavelet filter.
 """
 
 from collections.abc import Callable
@@ -167,7 +167,7 @@ def augment(images: Tensor, augmentation: Augmentation) -> Tensor:
         images: float [N, 3, side, side], RGB in about [-1, 1].
 
     Returns:
-        The same shape, dtype and device.
+        The same shape, dtype and device, channels last.
     """
     inverse = torch.linalg.inv(augmentation.place)
     moved = _differs(augmentation.place, 3)
@@ -176,7 +176,8 @@ def augment(images: Tensor, augmentation: Augmentation) -> Tensor:
     with torch.autocast(images.device.type, enabled=False):
         images = _where(images, moved & to_pixels, inverse, _read_off)
         images = _where(images, moved & ~to_pixels, inverse, _warp)
-        return _where(images, _differs(augmentation.colour, 4), augmentation.colour, _recolour)
+        images = _where(images, _differs(augmentation.colour, 4), augmentation.colour, _recolour)
+    return images.contiguous(memory_format=torch.channels_last)  # as tiles and networks are
 
 
 def _differs(matrices: Tensor, width: int) -> Tensor:
@@ -210,12 +211,11 @@ def _warp(images: Tensor, inverse: Tensor) -> Tensor:
     """Double the resolution, look up bilinearly where `inverse` [N, 3, 3] says, filter and halve the resolution."""
     side = images.shape[-1]
     enlarge, reduce = (matrix.to(images) for matrix in _resampling(side))
-    centre = (side - 1) / 2
-    theta = inverse[:, :2].clone()  # in units where the middles of the outermost pixels are -1 and 1
-    theta[:, :, :2] *= (centre + REACH / 2) / centre
-    theta[:, :, 2] /= centre
-    lookup = F.affine_grid(theta.to(images), [len(images), 1, reduce.shape[1], reduce.shape[1]], align_corners=True)
-    fine = F.grid_sample(enlarge @ images @ enlarge.T, lookup, "bilinear", "reflection", align_corners=True)
+    centre = (side - 1) / 2  # the middles of the outermost pixels are -1 and 1 for grid_sample
+    line = torch.arange(-REACH, 2 * side - 1 + REACH).to(images) / 2 / centre - 1
+    across, down, shift = inverse[:, None, None, :2].to(images).unbind(-1)
+    points = across * line[:, None] + (down * line[:, None, None] + shift / centre)
+    fine = F.grid_sample(enlarge @ images @ enlarge.T, points, "bilinear", "reflection", align_corners=True)
     return reduce @ fine @ reduce.T
 
 
@@ -227,9 +227,9 @@ def _resampling(side: int) -> tuple[Tensor, Tensor]:
         float64 [2 side - 1, side], reflecting at the ends, and float64 [side, 2 side - 1 + 2 REACH], which reads REACH
         half-pixels beyond either end.
     """
-    steps = torch.arange(-REACH, REACH + 1)
+    steps = torch.arange(-REACH, REACH + 1, dtype=torch.float64)
     kernel = torch.sinc(steps / 2) * torch.sinc(steps / 2 / LOBES)
-    half = kernel[steps % 2 == 1].double()
+    half = kernel[steps % 2 == 1]
     enlarge = torch.zeros(2 * side - 1, side, dtype=torch.float64)
     enlarge[::2] = torch.eye(side)
     for k in range(side - 1):
