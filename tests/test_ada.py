@@ -141,14 +141,19 @@ def test_both_networks_and_r1_meet_augmented_tissue(batch: Batch) -> None:
     assert (fake.grad.abs().amax((1, 2, 3)) > 0).all()
 
 
-def test_the_translator_keeps_its_state(batch: Batch) -> None:
+def test_a_translator_resumes_bit_for_bit_between_two_changes(batch: Batch) -> None:
     wanted = recipe()
     translator, other = (Translator(wanted, Accelerator(mixed_precision="no")) for _ in range(2))
     translator.step(batch)
     assert translator.ada.steps == 1
     stored = translator.checkpoint({})
-    other.restore(Checkpoint(stored.tensors, json.loads(json.dumps(stored.facts))))
+    tensors = {group: {name: t.clone() for name, t in each.items()} for group, each in stored.tensors.items()}
+    other.restore(Checkpoint(tensors, json.loads(json.dumps(stored.facts))))
+    for _ in range(4):
+        terms, others = translator.step(batch), other.step(batch)
+        assert all(torch.equal(terms[name], others[name]) for name in terms)
     assert other.ada.facts() == translator.ada.facts()
+    assert other.ada.p != wanted.ada.probability
 
 
 def test_a_translator_names_ada_when_its_discriminator_breaks(batch: Batch) -> None:
