@@ -38,6 +38,7 @@ def test_two_processes_match_one(tmp_path: Path) -> None:
     assert sorted(shown[0] + shown[1]) == one.pop("shown/0").tolist() == list(range(20))
 
     assert one.keys() == two.keys()
+    assert one["ada"].item() == two["ada"].item() in (0.6 - 0.25, 0.6 + 0.25), "both counted the same logits"
     for optimizer in ("translators", "judges"):
         gradients = [name for name in one if name.startswith(f"gradient/{optimizer}")]
         largest = max(one[name].abs().max().item() for name in gradients)
@@ -117,10 +118,11 @@ def test_what_one_process_meets_all_are_told(tmp_path: Path) -> None:
     script = tmp_path / "faults.py"
     script.write_text(
         "from histo.errors import InputError\n"
-        "from histo.running.processes import anywhere, state, together\n"
+        "from histo.running.processes import anywhere, state, summed, together\n"
         "from histo.running.settings import run_script\n"
         "rank = state().process_index\n"
         "assert anywhere(rank == 1) and not anywhere(False)\n"
+        "assert summed([1.0, float(rank)]) == [2.0, 1.0]\n"
         "def main(arguments):\n"
         "    with together():\n"
         "        print('through', flush=True)\n"

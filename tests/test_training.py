@@ -33,6 +33,8 @@ def assert_same_weights(run: Path, reference: Path) -> None:
         assert mine[group].keys() == tensors.keys()
         for name, tensor in tensors.items():
             assert torch.equal(mine[group][name], tensor), f"{group} {name}"
+    states = [checkpoints.load(checkpoints.complete(one / "checkpoints")[-1]).facts["ada"] for one in (run, reference)]
+    assert states[0] == states[1]
 
 
 @pytest.mark.slow
@@ -106,6 +108,9 @@ def test_the_run_folder_holds_what_users_load(toy_run: Path) -> None:
     scalars = {name for record in read_log(toy_run) for name in record}
     assert {"content/segmenter_dice", "content/watershed_aji", "holdout_pq", "loss/r1", "speed/wait_share"} <= scalars
     assert {"final/segmenter_dice", "final/watershed_dice", "final/untrained_dice"} <= scalars
+    probabilities = [record["ada/p"] for record in read_log(toy_run) if "ada/r" in record]
+    assert len(probabilities) == 10
+    assert len(set(probabilities)) > 1, "the probability of augmentation was not steered"
 
 
 def test_a_finished_run_says_so(toy_arguments: list[str], toy_run: Path, capsys: pytest.CaptureFixture) -> None:

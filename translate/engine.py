@@ -1,7 +1,7 @@
 """One training step of translation: the networks, their optimisers and averages, and the order of the passes.
 
 Data flow of a step (UNITPathSSL, figure 2): x → G → ŷ → S → x_rec and nuclei;  y → S → x̂ → G → y_rec;  D_tissue judges
-ŷ against y, D_mask judges x̂ against x.
+ŷ against y, D_mask judges x̂ against x. What D_tissue sees, real or generated, is augmented (translate/ada.py).
 """
 
 from copy import deepcopy
@@ -16,6 +16,7 @@ from histo.errors import InputError
 from histo.running.checkpoints import Checkpoint, optimizer_tensors, restore_optimizer
 from histo.running.processes import average_gradients, together
 from histo.segmenters import Segmenter, layout
+from translate.ada import AdaptiveAugmentation
 from translate.comod import CoModGenerator
 from translate.discriminators import PatchDiscriminator, TissueDiscriminator
 from translate.losses import weighted_sum
@@ -80,6 +81,7 @@ class Translator:
             "judges": self._adam(self.train.judge_learning_rate, "tissue_discriminator", "mask_discriminator"),
         }
         self.replay = ReplayBuffer(self.seed)
+        self.ada = AdaptiveAugmentation(recipe.ada, self.seed)
         self.images = 0
 
     def _adam(self, rate: float, *names: str) -> torch.optim.Optimizer:
@@ -91,7 +93,8 @@ class Translator:
         """Train all four networks on one batch; returns the unweighted terms by name, detached.
 
         Raises:
-            InputError: a loss is not finite, here or in another process; raised before it moves a weight.
+            InputError: a loss or ADA's statistic is not finite, here or in another process; raised before it moves a
+                weight or a probability.
         """
         terms, fake_tissue, fake_mask = self._train_translators(batch)
         terms |= self._train_judges(batch, fake_tissue, fake_mask)
@@ -108,7 +111,9 @@ class Translator:
             fake_mask = self.segmenter(batch.tissue, False).mask
             tissue_again = self.generator(fake_mask, *render_again)
             terms = {
-                "tissue_adversarial": non_saturating(self.tissue_judge(fake_tissue)),
+                "tissue_adversarial": non_saturating(
+                    self.tissue_judge(self.ada.augmented(fake_tissue, "G's tissue", batch.indices))
+                ),
                 "mask_adversarial": least_squares_generator(self.mask_judge(fake_mask)),
                 "cycle_mask": cycle(seen.mask, batch.mask),
                 "cycle_tissue": cycle(tissue_again, batch.tissue),
@@ -121,15 +126,22 @@ class Translator:
 
     def _train_judges(self, batch: Batch, fake_tissue: Tensor, fake_mask: Tensor) -> dict[str, Tensor]:
         self._judges_learn(True)
+        tissue = self.ada.augmented(batch.tissue, "real tissue", batch.indices)
+        fake_tissue = self.ada.augmented(fake_tissue, "generated tissue", batch.indices)
         with self.accelerator.autocast():
+            real_logits = self.tissue_judge(tissue)
             terms = {
-                "tissue_judge": logistic(self.tissue_judge(batch.tissue), self.tissue_judge(fake_tissue)),
+                "tissue_judge": logistic(real_logits, self.tissue_judge(fake_tissue)),
                 "mask_judge": least_squares(self.mask_judge(batch.mask), self.mask_judge(self._replayed(fake_mask))),
             }
         step = self.images // self.train.batch_size
         if self.loss.r1 > 0 and step % self.loss.r1_every == 0:
-            terms["r1"] = r1_penalty(self.networks["tissue_discriminator"], batch.tissue)
+            # Of D at the images it sees; StyleGAN2-ADA takes it at the images before augmentation, through the warp,
+            # which needs a second derivative that grid_sample does not have.
+            terms["r1"] = r1_penalty(self.networks["tissue_discriminator"], tissue)
         weights = {"tissue_judge": 1.0, "mask_judge": 1.0, "r1": self.loss.r1 * self.loss.r1_every}
+        with together():
+            self.ada.observe(real_logits)
         self._descend("judges", terms, weights)
         return terms
 
@@ -175,13 +187,13 @@ class Translator:
         tensors |= {f"{name}_average": average.state_dict() for name, average in self.averages.items()}
         tensors |= {f"optimizer_{name}": optimizer_tensors(o) for name, o in self.optimizers.items()}
         tensors["replay"] = self.replay.tensors()
-        return Checkpoint(tensors, {**facts, "images": self.images})
+        return Checkpoint(tensors, {**facts, "images": self.images, "ada": self.ada.facts()})
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint of a translator with the same settings.
 
         Raises:
-            InputError: the checkpoint's networks have another shape, or its other tensors other names.
+            InputError: the checkpoint's networks have another shape, its other tensors other names, or ADA no state.
         """
         groups = {**self.networks, **{f"{name}_average": average for name, average in self.averages.items()}}
         for name, network in groups.items():
@@ -202,4 +214,5 @@ class Translator:
                 f"The checkpoint's optimisers or replayed masks do not fit ({type(error).__name__}: {error}); "
                 "resume from another checkpoint."
             ) from error
+        self.ada.restore(checkpoint.facts.get("ada"))
         self.images = checkpoint.facts["images"]

@@ -7,6 +7,7 @@ from typing import Literal
 from histo.errors import InputError
 from histo.running.runs import RunSettings
 from histo.segmenters import SegmenterSettings
+from translate.ada import AdaSettings
 from translate.comod import GeneratorSettings
 from translate.discriminators import DiscriminatorSettings
 from translate.domains import DataSettings
@@ -26,6 +27,8 @@ FIXED = (
     "generator",
     "segmenter",
     "discriminator",
+    "ada.kind",
+    "ada.probability",
     "train.batch_size",
     "train.precision",
     "seed",
@@ -78,6 +81,7 @@ class Recipe:
     generator: GeneratorSettings = field(default_factory=GeneratorSettings)
     segmenter: SegmenterSettings = field(default_factory=SegmenterSettings)
     discriminator: DiscriminatorSettings = field(default_factory=DiscriminatorSettings)
+    ada: AdaSettings = field(default_factory=AdaSettings)
     loss: LossSettings = field(default_factory=LossSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     run: RunSettings = field(default_factory=RunSettings)

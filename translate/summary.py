@@ -106,6 +106,7 @@ def _curves(report: Report, folder: Path) -> None:
     records = read_log(folder)
     for group, title in (
         ("loss/", "Loss terms, unweighted"),
+        ("ada/", "ADA: probability p of each augmentation; r, mean sign of D on real tissue"),
         ("content/", "Content agreement"),
         ("holdout", "S against labels on held-out crops"),
         ("speed/images", "Images per second"),

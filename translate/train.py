@@ -175,7 +175,8 @@ def train(recipe: Recipe, run: RunFolder, accelerator: Accelerator, scratch: Pat
             with together():
                 if _passed(before, translator.images, recipe.train.log_every):
                     scalars = _means(sums, accelerator)
-                    tracker.scalars(translator.images, scalars | pace.scalars(translator.images))
+                    scalars |= translator.ada.scalars() | pace.scalars(translator.images)
+                    tracker.scalars(translator.images, scalars)
                     sums.clear()
                 if first and _passed(before, translator.images, recipe.train.panel_every):
                     _look(probe, translator, tracker, untrained, bar)

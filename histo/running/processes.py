@@ -34,6 +34,13 @@ def anywhere(flag: bool) -> bool:
     return bool(reduce(torch.tensor(float(flag), device=state().device), "sum") > 0)
 
 
+def summed(numbers: list[float]) -> list[float]:
+    """Each number's sum over all processes, in fp32 (exact for counts). All must call it, in the same order."""
+    if state().num_processes == 1:
+        return numbers
+    return reduce(torch.tensor(numbers, device=state().device), "sum").tolist()
+
+
 @contextmanager
 def together() -> Iterator[None]:
     """Let all processes go on if none met an InputError in the block; otherwise all leave, and the first one says why.
