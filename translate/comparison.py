@@ -105,10 +105,8 @@ def compare_sets(real: SetSums, generated: SetSums, subset: int, subsets: int, s
         for name, staining in (("real", real.staining), ("generated", generated.staining)):
             about[f"{name}_tissue_pixels"] = staining.pixels
             if staining.pixels:
-                about[f"{name}_mean"], about[f"{name}_deviation"] = (
-                    float(staining.mean[k]),
-                    float(staining.deviation[k]),
-                )
+                about[f"{name}_mean"] = float(staining.mean[k])
+                about[f"{name}_deviation"] = float(staining.deviation[k])
         scores[f"stain_{stain}"] = Score(distance, "optical density", about)
     return scores
 

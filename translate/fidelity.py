@@ -88,13 +88,13 @@ def refuse_few(real: int, generated: int, width: int, force: bool) -> None:
     Raises:
         InputError: fewer than 2 images on a side, or fewer than features without `force`.
     """
-    fewest, side = min((real, "real"), (generated, "generated"))
+    fewest, side = (real, "real") if real <= generated else (generated, "generated")
     if fewest < 2:
         raise InputError(f"There is {fewest} {side} image, expected 2 or more on either side; add images.")
     if fewest < width and not force:
         raise InputError(
             f"There are {fewest} {side} images for {width} features, expected as many images as features or more, "
-            "since FID depends on their number below that; add images, choose an extractor of fewer features, or --force."
+            "since FID depends on their number below that; add images, choose fewer features, or --force."
         )
 
 
