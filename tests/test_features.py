@@ -209,9 +209,7 @@ def test_bad_weights(tmp_path: Path) -> None:
         ({"std": [0.5, 0, 0.5]}, "above 0"),
     ],
 )
-def test_cards_that_ask_for_too_much(
-    change: dict[str, object], words: str, encoder_file: Path, tmp_path: Path
-) -> None:
+def test_cards_that_ask_for_too_much(change: dict[str, object], words: str, encoder_file: Path, tmp_path: Path) -> None:
     for file in encoder_file.parent.iterdir():
         shutil.copy(file, tmp_path)
     path = tmp_path / encoder_file.name

@@ -121,7 +121,7 @@ def test_kid_over_subsets_draws_without_replacement() -> None:
     """Of ten vectors, of which nine are one point, subsets of nine hold that point eight times or nine."""
     real = torch.zeros(10, 2)
     real[3] = 5
-    generated = torch.zeros(9, 2)
+    generated = torch.ones(9, 2)
     possible = {round(slow_mmd2(real[list(rows)], generated), 9) for rows in combinations(range(10), 9)}
     found = kid(real, generated, size=9, subsets=40)
     assert len(possible) == 2

@@ -335,3 +335,16 @@ def test_print_config_prints_what_would_run_and_checks_it(folder: Path, capsys: 
     assert "power: 12" in capsys.readouterr().out
     with pytest.raises(InputError, match=r"optics\.power is 0"):
         read(folder, "--print_config", "--optics.power", "0")
+
+
+def test_a_switch_may_stand_alone(folder: Path) -> None:
+    assert read(folder, "--optics.flat").settings.optics.flat
+    settings = read(folder, "--optics.flat", "--seed", "4").settings
+    assert (settings.optics.flat, settings.seed) == (True, 4)
+    assert not read(folder, "--optics.flat", "false").settings.optics.flat
+    assert not read(folder, "--optics.flat=false").settings.optics.flat
+
+
+def test_without_a_preset_the_defaults_hold() -> None:
+    request = read_settings(Scan, "scan", "Scans.", ["--seed", "3"])
+    assert (request.settings, request.configs) == (Scan(seed=3), [])

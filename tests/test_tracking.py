@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from histo.running.tracking import Tracker, read_log
+from histo.running.tracking import Tracker, add_scalars, read_log
 
 
 def test_scalars_and_messages_are_read_back(tmp_path: Path) -> None:
@@ -128,3 +128,21 @@ def test_other_processes_are_mute(tmp_path: Path) -> None:
     tracker.picture(1, "name", np.zeros((4, 4, 3), np.uint8))
     tracker.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_scalars_are_added_to_a_run_that_has_ended(tmp_path: Path) -> None:
+    """Behind what it recorded, its final figures included, and without the line that a kill cut off."""
+    tracker = Tracker(tmp_path, 0, enabled=True)
+    tracker.scalars(10, {"loss": 1.0})
+    tracker.scalars(20, {"final/dice": 0.5})
+    tracker.close()
+    with (tmp_path / "log.jsonl").open("a") as log:
+        log.write('{"images": 30, "lo')
+    add_scalars(tmp_path, 20, {"score/fid": 2.5})
+    records = read_log(tmp_path)
+    assert [sorted(set(record) - {"images", "time"}) for record in records] == [["loss"], ["final/dice"], ["score/fid"]]
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    assert {"loss", "final/dice", "score/fid"} <= set(board.Tags()["scalars"])
+    (event,) = board.Scalars("score/fid")
+    assert (event.step, event.value) == (20, 2.5)
