@@ -29,7 +29,11 @@ def test_command(command: str, toy_arguments: list[str], tile_folder: Path, toy_
     shards = tmp_path / "shards"
     if "--check path/to/shards" in command:
         pack(tile_folder, shards)
-    for name, path in (("path/to/tiles", tile_folder), ("path/to/shards", shards), ("runs", tmp_path)):
+    if "translate/score.py" in command:
+        shutil.copytree(toy_run, tmp_path / "first")
+    encoder = toy_run / "export" / "encoder.safetensors"
+    places = {"path/to/tiles": tile_folder, "path/to/shards": shards, "path/to/encoder.safetensors": encoder}
+    for name, path in {**places, "runs": tmp_path}.items():
         command = command.replace(name, str(path))
     words = shlex.split(command)
     if words[0] == "make":
@@ -45,6 +49,8 @@ def test_command(command: str, toy_arguments: list[str], tile_folder: Path, toy_
         pairs = zip(toy_arguments[::2], toy_arguments[1::2], strict=True)
         words += [part for key, value in pairs if key not in own for part in (key, value)]
         words += ["--train.images", "8"] + ([] if "--run.dir" in own else ["--run.dir", str(tmp_path / "run")])
+    if "translate/score.py" in words:
+        words += ["--images", "8", "--force"]
     process = subprocess.run(
         words,
         cwd=ROOT,
@@ -57,6 +63,8 @@ def test_command(command: str, toy_arguments: list[str], tile_folder: Path, toy_
     assert process.returncode == 0, process.stdout + process.stderr
     if "translate/train.py" in words:
         assert "Done: 8 images" in process.stdout
+    if "translate/score.py" in words:
+        assert (tmp_path / "first" / "scores.json").is_file()
 
 
 @pytest.fixture(scope="session")
@@ -79,4 +87,4 @@ def test_python_lines(resnet_run: Path, tile_folder: Path) -> None:
         exec(compile(text.replace("path/to/tile.png", str(tile_folder / "images/0.png")), "README.md", "exec"), names)
     assert names["nuclei"].shape == (96, 96)  # type: ignore[attr-defined]
     assert len(SNIPPETS) == 3
-    assert len(COMMANDS) == 9
+    assert len(COMMANDS) == 10

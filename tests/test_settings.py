@@ -355,3 +355,16 @@ def test_a_script_interrupted_before_it_listens(number: signal.Signals) -> None:
     assert output == "given back\n"
     assert errors.strip() == "Interrupted; what was saved before stays."
     assert process.returncode == 130
+
+
+def test_a_switch_may_stand_alone(folder: Path) -> None:
+    assert read(folder, "--optics.flat").settings.optics.flat
+    settings = read(folder, "--optics.flat", "--seed", "4").settings
+    assert (settings.optics.flat, settings.seed) == (True, 4)
+    assert not read(folder, "--optics.flat", "false").settings.optics.flat
+    assert not read(folder, "--optics.flat=false").settings.optics.flat
+
+
+def test_without_a_preset_the_defaults_hold() -> None:
+    request = read_settings(Scan, "scan", "Scans.", ["--seed", "3"])
+    assert (request.settings, request.configs) == (Scan(seed=3), [])

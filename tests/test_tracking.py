@@ -11,7 +11,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from histo.errors import InputError
-from histo.running.tracking import Tracker, read_log
+from histo.running.tracking import Tracker, add_scalars, read_log
 
 
 def test_scalars_and_messages_are_read_back(tmp_path: Path) -> None:
@@ -160,3 +160,21 @@ def test_a_log_that_is_no_file(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").mkdir()
     with pytest.raises(InputError, match=r"log\.jsonl cannot be written"):
         Tracker(tmp_path, 0, enabled=True)
+
+
+def test_scalars_are_added_to_a_run_that_has_ended(tmp_path: Path) -> None:
+    """Behind what it recorded, its final figures included, and without the line that a kill cut off."""
+    tracker = Tracker(tmp_path, 0, enabled=True)
+    tracker.scalars(10, {"loss": 1.0})
+    tracker.scalars(20, {"final/dice": 0.5})
+    tracker.close()
+    with (tmp_path / "log.jsonl").open("a") as log:
+        log.write('{"images": 30, "lo')
+    add_scalars(tmp_path, 20, {"score/fid": 2.5})
+    records = read_log(tmp_path)
+    assert [sorted(set(record) - {"images", "time"}) for record in records] == [["loss"], ["final/dice"], ["score/fid"]]
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    assert {"loss", "final/dice", "score/fid"} <= set(board.Tags()["scalars"])
+    (event,) = board.Scalars("score/fid")
+    assert (event.step, event.value) == (20, 2.5)

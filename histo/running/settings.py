@@ -35,21 +35,24 @@ class Request(Generic[T]):
     configs: list[Path]
 
 
-def read_settings(kind: type[T], program: str, description: str, argv: Sequence[str], preset: Path) -> Request[T]:
+def read_settings(
+    kind: type[T], program: str, description: str, argv: Sequence[str], preset: Path | None = None
+) -> Request[T]:
     """Parse a command line into the dataclass `kind`.
 
     Args:
         kind: the settings' dataclass; nested dataclasses become groups, field docstrings become help texts.
         program: the name shown in `--help`.
         argv: arguments without the program's name.
-        preset: the config used when no `--config` is named.
+        preset: the config used when no `--config` is named; None: the dataclass's own defaults.
 
     Raises:
         InputError: unknown or misplaced flags, unreadable files, wrong types, values out of range.
     """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(exit_on_error=False, prog=program, description=description, print_config=None)
-    parser.add_argument("--config", action="config", help=f"YAML of settings, repeatable; default: {preset.name}")
+    default = preset.name if preset else "none"
+    parser.add_argument("--config", action="config", help=f"YAML of settings, repeatable; default: {default}")
     parser.add_argument("--dry_run", action="store_true", help="check everything cheap, print the settings, stop")
     parser.add_argument("--print_config", action="store_true", help="print the settings as YAML, stop")
     parser.add_argument("--debug", action="store_true", help="show a traceback with every error")
@@ -57,10 +60,12 @@ def read_settings(kind: type[T], program: str, description: str, argv: Sequence[
     arguments = list(argv)
     _refuse_late_configs(arguments)
     configs = [Path(value) for value in flag_values(arguments, "config")]
-    if not configs:
+    if not configs and preset:
         configs = [preset]
         arguments = ["--config", str(preset), *arguments]
     known = {action.dest for action in parser._actions}
+    switches = {action.dest for action in parser._actions if getattr(action, "_typehint", None) is bool}
+    arguments = _switched_on(arguments, switches)
     empty = [path for path in configs if not _checked_keys(path, known)]
     arguments = _without_configs(arguments, empty)
     _refuse_unknown_flags(arguments, known)
@@ -133,6 +138,15 @@ def _without_configs(arguments: list[str], left_out: list[Path]) -> list[str]:
             continue
         kept.append(token)
     return kept
+
+
+def _switched_on(arguments: list[str], switches: set[str]) -> list[str]:
+    """The arguments with `true` behind every flag of a true-or-false setting that stands alone."""
+    return [
+        part
+        for token, following in pairwise([*arguments, "--"])
+        for part in ([token, "true"] if token.removeprefix("--") in switches and following[:2] == "--" else [token])
+    ]
 
 
 def _refuse_late_configs(arguments: list[str]) -> None:

@@ -129,6 +129,23 @@ class Tracker:
             file.write(_line({"images": images, "time": round(time.time(), 1), **entry}))
 
 
+def add_scalars(folder: Path, images: int, values: dict[str, float]) -> None:
+    """Add scalars at an image count to a run that is not training: a record of the log, a file of TensorBoard's.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    log = folder / "log.jsonl"
+    record = {"images": images, "time": round(time.time(), 1), **values}
+    aside = log.with_suffix(".tmp")
+    with writing(log):
+        aside.write_text("".join(_line(entry) for entry in [*read_log(folder), record]), encoding="utf-8")
+        os.replace(aside, log)
+    with writing(folder / "tensorboard"), SummaryWriter(str(folder / "tensorboard")) as board:
+        for name, value in values.items():
+            board.add_scalar(name, value, images)
+
+
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """All whole records of RUN/log.jsonl, oldest first; lines that a kill or a bad disk spoilt are left out."""
     path = folder / "log.jsonl"
