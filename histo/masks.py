@@ -25,7 +25,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import tifffile
@@ -36,13 +36,15 @@ from skimage.draw import polygon
 from histo.errors import InputError, writing
 from histo.files import written_whole
 from histo.images import MAX_PIXELS
+from histo.links import stray_link
 from histo.png import check_png
 
 MAX_BYTES = 100_000_000  # a GeoJSON file takes some ten times its size in memory while it is read
 _LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16B")  # Pillow's modes with one integer per pixel
 _SPREAD = {"L;2": 85, "L;4": 17}  # what Pillow multiplies grey of 2 and 4 bits by
 _ORIENTATION = 274
-_SUFFIXES = (".png", ".tif", ".tiff", ".npy", ".geojson", ".json")
+_POLYGONS = (".geojson", ".json")  # whose size nothing but an image tells
+_SUFFIXES = (".png", ".tif", ".tiff", ".npy", *_POLYGONS)
 
 
 def as_instances(array: NDArray[Any], source: object = "The instance map") -> NDArray[np.int32]:
@@ -106,6 +108,40 @@ def read_instances(path: str | Path, size: tuple[int, int] | None = None) -> NDA
         raise InputError(f"{path} cannot be read as an instance map ({error}); write the file again.") from error
 
 
+def mask_files(folder: Path, on_bad: Literal["error", "skip"] = "error") -> tuple[list[Path], list[tuple[Path, str]]]:
+    """The instance maps in a folder and its sub-folders, sorted, and those that on_bad=skip leaves out with the reason.
+
+    Args:
+        on_bad: "skip" reads every file once now and leaves out what cannot be read; links out of the folder are an
+            error or left out likewise.
+
+    Raises:
+        InputError: no folder, or no instance map in it that can be used.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder; expected a folder of instance maps.")
+    suffixes = [suffix for suffix in _SUFFIXES if suffix not in _POLYGONS]
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in suffixes and not p.name.startswith("."))
+    if not files:
+        raise InputError(f"{folder} holds no instance maps; expected files ending in {', '.join(suffixes)}.")
+    good, bad = [], []
+    for file in files:
+        try:
+            stray = stray_link(file, folder)
+            if stray is not None:
+                raise InputError(stray)
+            if on_bad == "skip":
+                read_instances(file)
+            good.append(file)
+        except InputError as error:
+            if on_bad == "error":
+                raise
+            bad.append((file, str(error)))
+    if not good:
+        raise InputError(f"None of the {len(bad)} instance maps of {folder} can be read, the first because {bad[0][1]}")
+    return good, bad
+
+
 def decode_instances(data: bytes, name: str | Path, size: tuple[int, int] | None = None) -> NDArray[np.int32]:
     """The instance map in the bytes of a file, by the rules of `read_instances`.
 
@@ -126,7 +162,7 @@ def decode_instances(data: bytes, name: str | Path, size: tuple[int, int] | None
 def _decode(file: BinaryIO, path: Path, size: tuple[int, int] | None) -> NDArray[np.int32]:
     suffix = _suffix(path)
     try:
-        if suffix in (".geojson", ".json"):
+        if suffix in _POLYGONS:
             return _read_geojson(file, path, size)
         array = {".png": _read_png, ".npy": _read_npy}.get(suffix, _read_tiff)(file, path)
     except InputError:

@@ -15,7 +15,7 @@ import torch
 from histo.errors import InputError
 from histo.running import checkpoints, tracking
 from histo.running.tracking import read_log
-from tests.launching import start, wait_for
+from tests.launching import ALONE, start, wait_for
 from translate import train
 from translate.train import main
 
@@ -247,3 +247,15 @@ def test_a_run_stopped_at_its_start_keeps_the_first_record(
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["000000000000"]
     main(arguments)
     assert [r["images"] for r in read_log(run) if "content/segmenter_dice" in r] == [0]
+
+
+@pytest.mark.slow
+def test_full_shared_memory(toy_arguments: list[str], tmp_path: Path) -> None:
+    """A batch that a worker cannot hand over ends the run with a sentence; it used to wait for it for ever."""
+    own_memory = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=64k tmpfs /dev/shm && exec "$@"', "sh"]
+    if os.geteuid() or subprocess.run([*own_memory, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no right to mount a file system here")
+    process = start([*toy_arguments, "--data.workers", "1"], tmp_path / "run", [*own_memory, *ALONE])
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "A loader worker died" in errors.strip().splitlines()[-1]

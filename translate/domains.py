@@ -1,7 +1,7 @@
 """The two unpaired domains, tissue tiles and nucleus masks: where they come from, and that no pair is among them."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from histo.errors import InputError, writing
-from histo.links import stray_link
-from histo.masks import read_instances, write_instances
+from histo.layouts import Layouts, LayoutSettings
+from histo.masks import mask_files, read_instances, write_instances
 from histo.phantom import PhantomTissue
 from histo.randomness import draws
 from histo.tiles import Tile, TileCache, Tiles, TileSet, open_tiles
@@ -20,7 +20,7 @@ from histo.tiles.shards import is_shards
 from histo.watershed import segment
 
 PHANTOM_MPP = 0.5
-MASK_SUFFIXES = (".png", ".tif", ".tiff", ".npy")
+LAYOUTS = 100_000  # drawn on the fly, so that many cost nothing
 
 
 @dataclass
@@ -32,7 +32,10 @@ class DataSettings:
     tissue_weights: list[float] | None = None
     """share of each folder of tissue in what is shown, [1, 1] for evenly; null shows every tile equally often"""
     masks: str = "watershed"
-    """folder of instance maps or of tiles with masks; watershed: pseudo-masks of other tiles of the tissue; phantom"""
+    """folder of instance maps or of tiles with masks; watershed: pseudo-masks of other tiles of the tissue; layout:
+    drawn from data.layout; phantom"""
+    layout: LayoutSettings = field(default_factory=LayoutSettings)
+    """what masks: layout draws; `nucleate layout fit` writes it"""
     mpp: float | None = None
     """µm/px of the tissue where its files do not say"""
     tile_size: int = 256
@@ -137,6 +140,9 @@ def open_domains(settings: DataSettings, seed: int, folder: Path | None, progres
     elif settings.masks == "phantom":
         shown, masks = everything, _phantom(settings, seed + 1, "train")
         origin = "exact masks of phantom tissue of another seed"
+    elif settings.masks == "layout":
+        shown, masks = everything, _layouts(settings, seed, tissue)
+        origin = "layouts drawn from data.layout without any tissue; all tissue tiles are shown, and no pair exists"
     elif (Path(settings.masks) / "tiles.csv").is_file() or is_shards(Path(settings.masks)):
         labelled, bad_masks = _labelled(settings)
         images = {entry.path.resolve() for entry in tissue.entries} if isinstance(tissue, TileSet) else set()
@@ -149,7 +155,12 @@ def open_domains(settings: DataSettings, seed: int, folder: Path | None, progres
             shown, origin = others, f"labels of {_apart(donors, others)}"
         masks = TileSet(labelled, cache_mb=settings.cache_mb)
     else:
-        files, bad_masks = _mask_files(Path(settings.masks), settings.on_bad)
+        if not Path(settings.masks).is_dir():
+            raise InputError(
+                f"--data.masks {settings.masks!r} is no folder; expected a folder of masks, watershed, layout or "
+                "phantom."
+            )
+        files, bad_masks = mask_files(Path(settings.masks), settings.on_bad)
         shown, masks = everything, MaskSet(files, settings.cache_mb)
         origin = f"{len(files)} instance maps of {settings.masks}"
     if folder is not None:
@@ -186,6 +197,16 @@ def _phantom(settings: DataSettings, seed: int, split: Literal["train", "test"])
     return PhantomTissue(seed, size=size, mpp=mpp, split=split, cache_mb=settings.cache_mb)
 
 
+def _layouts(settings: DataSettings, seed: int, tissue: Tiles) -> Layouts:
+    """Layouts of the tissue's µm/px; where tiles have several, layouts have them in the same shares."""
+    if isinstance(tissue, TileSet):
+        tissue.require_mpp("the layout prior")
+        mpp = [entry.mpp for entry in tissue.entries if entry.mpp is not None]
+    else:
+        mpp = [settings.mpp or PHANTOM_MPP]
+    return Layouts(settings.layout, seed, size=settings.tile_size, mpp=mpp, count=LAYOUTS)
+
+
 def _sizes(tissue: Tiles, shown: NDArray[np.int64]) -> list[int]:
     """How many of the tiles shown each source has, in the order of the sources."""
     if not isinstance(tissue, TileSet):
@@ -211,31 +232,6 @@ def _labelled(settings: DataSettings) -> tuple[Entries, list[tuple[Path, str]]]:
             "name a folder of masks."
         )
     return tiles.entries.take(found), tiles.bad
-
-
-def _mask_files(path: Path, on_bad: str) -> tuple[list[Path], list[tuple[Path, str]]]:
-    """The instance maps of a folder, and those that on_bad=skip leaves out with the reason."""
-    if not path.is_dir():
-        raise InputError(f"--data.masks {str(path)!r} is no folder; expected a folder of masks, watershed or phantom.")
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in MASK_SUFFIXES and not p.name.startswith("."))
-    if not files:
-        raise InputError(f"{path} holds no instance maps; expected files ending in {', '.join(MASK_SUFFIXES)}.")
-    good, bad = [], []
-    for file in files:
-        try:
-            stray = stray_link(file, path)
-            if stray is not None:
-                raise InputError(stray)
-            if on_bad == "skip":
-                read_instances(file)
-            good.append(file)
-        except InputError as error:
-            if on_bad == "error":
-                raise
-            bad.append((file, str(error)))
-    if not good:
-        raise InputError(f"None of the {len(bad)} instance maps of {path} can be read, the first because {bad[0][1]}")
-    return good, bad
 
 
 def _watershed_masks(tissue: Tiles, donors: NDArray[np.int64], folder: Path | None, progress: bool) -> list[Path]:

@@ -20,6 +20,7 @@ FIXED = (
     "data.tissue",
     "data.tissue_weights",
     "data.masks",
+    "data.layout",
     "data.mpp",
     "data.tile_size",
     "data.smallest_crop",

@@ -4,7 +4,10 @@ Everything drawn here (order, crop, flips, fill of the nuclei) is keyed by (seed
 the same in every process, worker and life of a run, which is what makes resuming exact.
 """
 
+import multiprocessing.queues
+import os
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -96,6 +99,13 @@ def _begin_worker(scratch: Path, worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(1)
+    # A batch that cannot be sent, as when shared memory is full, would be lost and the parent wait for it for ever.
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_leave)  # type: ignore[attr-defined]
+
+
+def _leave(error: Exception, batch: object) -> None:
+    print(f"loader worker: {error}", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 @contextmanager

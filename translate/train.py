@@ -94,7 +94,8 @@ def train(recipe: Recipe, run: RunFolder, accelerator: Accelerator, scratch: Pat
     """
     # Process and run folder: the first process writes, all read
     first, stop = accelerator.is_main_process, StopRequest()
-    checkpoint, damaged = None, []
+    checkpoint: Checkpoint | None = None
+    damaged: list[str] = []
     with together():
         if first:
             run.refuse_other_settings(asdict(recipe), FIXED)

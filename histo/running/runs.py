@@ -124,7 +124,7 @@ class RunFolder:
         return folder
 
     def refuse_other_settings(self, wanted: dict[str, Any], fixed: tuple[str, ...]) -> None:
-        """Compare the settings named in `fixed` ("group" or "group.key") with those the folder was made with.
+        """Compare the settings named in `fixed` (a group or a key, "data.mpp") with those the folder was made with.
 
         Nothing is refused while nothing was made with them: a mistyped path may be corrected.
 
@@ -138,7 +138,7 @@ class RunFolder:
         except (OSError, ValueError, TypeError) as error:
             raise InputError(f"{self.config} is damaged; restore it, or name another --run.dir.") from error
         for name, value in _flat(wanted).items():
-            matters = name in fixed or name.partition(".")[0] in fixed
+            matters = any(name == one or name.startswith(f"{one}.") for one in fixed)
             if matters and name in past and past[name] != value:
                 raise InputError(
                     f"--{name} is {value!r}, but {self.path} was trained with {past[name]!r}: "

@@ -137,10 +137,8 @@ def add_scalars(folder: Path, images: int, values: dict[str, float]) -> None:
     """
     log = folder / "log.jsonl"
     record = {"images": images, "time": round(time.time(), 1), **values}
-    aside = log.with_suffix(".tmp")
-    with writing(log):
-        aside.write_text("".join(_line(entry) for entry in [*read_log(folder), record]), encoding="utf-8")
-        os.replace(aside, log)
+    with writing(log), written_whole(log) as file:
+        file.write("".join(_line(entry) for entry in [*read_log(folder), record]).encode("utf-8"))
     with writing(folder / "tensorboard"), SummaryWriter(str(folder / "tensorboard")) as board:
         for name, value in values.items():
             board.add_scalar(name, value, images)
