@@ -6,8 +6,10 @@ Without arguments it trains the tiny preset on phantom tissue into a new folder 
 `tensorboard --logdir runs`, or at RUN/report.html when it is done.
 """
 
+import multiprocessing
 import os
 import resource
+import signal
 import sys
 import time
 from collections import defaultdict
@@ -79,6 +81,9 @@ def main(argv: list[str]) -> None:
         with sound_workers():
             train(recipe, run, accelerator, scratch)
     finally:
+        for worker in multiprocessing.active_children():  # an error left it behind, and Python would wait for its end
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler takes it for a fault
+            worker.kill()
         if scratch is not None:
             with suppress(OSError):  # after an error its workers may still be about to leave it
                 scratch.rmdir()
