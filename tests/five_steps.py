@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from safetensors.torch import save_file
 
-from histo.running.processes import average_gradients, state
+from histo.running.processes import average_gradients, part, state
 from translate import engine
 from translate.ada import AdaSettings
 from translate.comod import GeneratorSettings
@@ -96,3 +96,4 @@ def parameters(optimizer: torch.optim.Optimizer) -> enumerate[torch.nn.Parameter
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    part()

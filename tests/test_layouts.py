@@ -420,6 +420,7 @@ def test_a_resumed_run_keeps_its_layout(tmp_path: Path) -> None:
     recipe = Recipe()
     run = RunFolder(tmp_path / "run")
     run.create(as_yaml(recipe))
+    (run.path / "log.jsonl").touch()  # as soon as something was made, its settings hold
     run.refuse_other_settings(asdict(recipe), FIXED)
     recipe.data.layout = replace(recipe.data.layout, density=1234.0)
     with pytest.raises(InputError, match=r"--data\.layout\.density is 1234\.0"):

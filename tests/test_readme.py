@@ -87,4 +87,4 @@ def test_python_lines(resnet_run: Path, tile_folder: Path) -> None:
         exec(compile(text.replace("path/to/tile.png", str(tile_folder / "images/0.png")), "README.md", "exec"), names)
     assert names["nuclei"].shape == (96, 96)  # type: ignore[attr-defined]
     assert len(SNIPPETS) == 3
-    assert len(COMMANDS) == 10
+    assert len(COMMANDS) == 11

@@ -32,7 +32,7 @@ try:
     from histo.running import checkpoints
     from histo.running.checkpoints import Checkpoint
     from histo.running.locks import FolderLock
-    from histo.running.processes import anywhere, together
+    from histo.running.processes import anywhere, part, together
     from histo.running.runs import RunFolder, StopRequest
     from histo.running.settings import as_yaml, flag_values, read_settings, run_script
     from histo.running.tracking import Tracker
@@ -80,6 +80,7 @@ def main(argv: list[str]) -> None:
             scratch = run.scratch(accelerator.process_index)
         with sound_workers():
             train(recipe, run, accelerator, scratch)
+        part()
     finally:
         for worker in multiprocessing.active_children():  # an error left it behind, and Python would wait for its end
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler takes it for a fault

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
+import torch.distributed
 from accelerate import PartialState
 from accelerate.utils import gather_object, parse_flag_from_env, reduce
 
@@ -79,3 +80,9 @@ def average_gradients(optimizer: torch.optim.Optimizer) -> None:
     mean = reduce(torch.cat([gradient.reshape(-1) for gradient in gradients]), "mean")
     for gradient, part in zip(gradients, mean.split([gradient.numel() for gradient in gradients]), strict=True):
         gradient.copy_(part.view_as(gradient))  # in place: a fused optimiser expects the layout it has
+
+
+def part() -> None:
+    """End what joined the processes; left to the interpreter's end, its threads sometimes abort the process."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
