@@ -251,13 +251,13 @@ def test_workers_agree_with_this_process(tile_folder: Path, tmp_path: Path, meth
 
 
 def test_batches_are_the_tiles_and_keep_their_pixels(tile_folder: Path) -> None:
-    """More batches than a worker has blocks, all kept to the end: none may be overwritten."""
+    """More batches than a worker has blocks, some larger than the first, whose size the blocks have."""
     tiles = open_tiles(tile_folder)
-    order = [[(3 * k + j) % 10 for j in range(1 + k % 4)] for k in range(24)]
-    batches = list(image_batches(tiles, order, workers=2, ahead=1))
-    assert len(batches) == len(order)
-    for positions, batch in zip(order, batches, strict=True):
-        np.testing.assert_array_equal(batch.numpy(), np.stack([tiles[k].image for k in positions]))
+    order = [[(3 * k + j) % 10 for j in range(1 + (k + 1) % 4)] for k in range(24)]
+    for number, batch in enumerate(image_batches(tiles, order, workers=2, ahead=1)):
+        np.testing.assert_array_equal(batch.numpy(), np.stack([tiles[k].image for k in order[number]]))
+    assert number + 1 == len(order)
+    assert list(image_batches(tiles, [])) == []
 
 
 def test_batches_of_several_sizes_are_refused(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from histo.errors import InputError
@@ -102,6 +104,10 @@ class TileSet:
                 tile.instances.flags.writeable = False
             self._cache.put(position, tile)
         return tile
+
+    def image(self, index: int) -> NDArray[np.uint8]:
+        """The image alone, uint8 [3, H, W], without its facts and past the cache; raises as indexing does."""
+        return self.entries.read_image(range(len(self))[operator.index(index)])
 
     def __iter__(self) -> Iterator[Tile]:
         return (self[position] for position in range(len(self)))

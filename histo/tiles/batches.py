@@ -1,24 +1,24 @@
-"""Whole tiles in batches, decoded by worker processes at nearly the rate of the decoder alone.
+"""Whole tiles in batches, decoded by worker processes.
 
-A worker that makes new shared memory for every batch spends a third of its time on getting the pages. Here each worker
-decodes into a few blocks of its own, over and over, and the batch is copied out before its block's turn comes again.
+Memory is shared with the workers before they start and used over and over: new shared memory for every batch would cost
+a third of a worker's time on getting its pages, and copying a batch out as much again.
 """
 
-from collections import deque
+import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from histo.errors import InputError
-from histo.tiles import Tiles
-from histo.tiles.entries import Tile
+from histo.tiles import TileSet
 
 
 def image_batches(
-    tiles: Tiles, order: Iterable[Sequence[int]], *, workers: int = 2, ahead: int = 2
+    tiles: TileSet, order: Iterable[Sequence[int]], *, workers: int = 2, ahead: int = 2
 ) -> Iterator[Tensor]:
     """The images of tiles, batch by batch.
 
@@ -29,57 +29,69 @@ def image_batches(
         ahead: batches that each of them makes before they are asked for.
 
     Yields:
-        uint8 [N, 3, H, W], N being the length of the batch's positions.
+        uint8 [N, 3, H, W], N being the length of the batch's positions. Its memory is used again: take what is needed,
+        as moving it to a device or scaling it does, before asking for the next batch.
 
     Raises:
         InputError: a tile that cannot be read, or tiles of several sizes in a batch.
     """
-    blocks = ahead + 1  # those made ahead, and the one that is being copied out
+    batches = (list(positions) for positions in order)
+    first = next(batches, None)
+    if first is None:
+        return
+    slots = ahead + 1  # of each worker: those made ahead, and the one that is looked at
+    blocks = torch.empty(workers * slots, len(first) * tiles.image(first[0]).size, dtype=torch.uint8).share_memory_()
     loader = DataLoader(
-        _Images(tiles, blocks),
-        batch_sampler=(list(positions) for positions in order),
+        _Images(tiles, blocks, slots),
+        batch_sampler=itertools.chain([first], batches),
         num_workers=workers,
         prefetch_factor=ahead,
         collate_fn=_as_it_is,
     )
-    recent: deque[Tensor] = deque(maxlen=workers * blocks)  # keeps the blocks mapped in this process as well
-    for batch in loader:
-        recent.append(batch)
-        yield batch.clone()
+    for found in loader:
+        if isinstance(found, Tensor):
+            yield found
+        else:
+            block, shape = found
+            yield _view(blocks[block], shape)
 
 
-class _Images(Dataset[Tensor]):
-    def __init__(self, tiles: Tiles, blocks: int) -> None:
-        self._tiles = tiles
-        self._blocks = [torch.empty(0, dtype=torch.uint8)] * blocks
+class _Images(Dataset[Any]):
+    """Batches as (number of the block they are in, shape), or as they are where a block is too small."""
+
+    def __init__(self, tiles: TileSet, blocks: Tensor, slots: int) -> None:
+        self._tiles, self._blocks, self._slots = tiles, blocks, slots
         self._turn = 0
 
-    def __getitems__(self, positions: Sequence[int]) -> Tensor:
-        first = self._tiles[positions[0]]
-        batch = self._block(len(positions), first)
+    def __getitems__(self, positions: Sequence[int]) -> Any:
+        first = self._tiles.image(positions[0])
+        shape = (len(positions), *first.shape)
+        self._turn = (self._turn + 1) % self._slots
+        worker = get_worker_info()
+        assert worker is not None
+        block = worker.id * self._slots + self._turn
+        fits = len(positions) * first.size <= self._blocks.shape[1]
+        batch = _view(self._blocks[block], shape) if fits else torch.empty(shape, dtype=torch.uint8)
         pixels = batch.numpy()
         for k, position in enumerate(positions):
-            tile = self._tiles[position] if k else first
-            if tile.image.shape != first.image.shape:
+            image = self._tiles.image(position) if k else first
+            if image.shape != first.shape:
+                entry, other = self._tiles.entries[position], self._tiles.entries[positions[0]]
                 raise InputError(
-                    f"tile {tile.key} of {tile.source} is {_size(tile)} pixels but {first.key} of {first.source} is "
-                    f"{_size(first)}, expected one size in a batch; crop them first."
+                    f"tile {entry.key} of {entry.source} is {_size(image.shape)} pixels but {other.key} of "
+                    f"{other.source} is {_size(first.shape)}, expected one size in a batch; crop them first."
                 )
-            pixels[k] = tile.image
-        return batch
+            pixels[k] = image
+        return (block, shape) if fits else batch
 
-    def _block(self, count: int, tile: Tile) -> Tensor:
-        """uint8 [count, 3, H, W] in the memory whose turn it is."""
-        self._turn = (self._turn + 1) % len(self._blocks)
-        size = count * tile.image.size
-        if self._blocks[self._turn].numel() < size:
-            self._blocks[self._turn] = torch.empty(size, dtype=torch.uint8).share_memory_()
-        return self._blocks[self._turn][:size].view(count, *tile.image.shape)
+
+def _view(block: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return block[: math.prod(shape)].view(shape)
 
 
 def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _size(tile: Tile) -> str:
-    return f"{tile.image.shape[1]} x {tile.image.shape[2]}"
+def _size(shape: tuple[int, ...]) -> str:
+    return f"{shape[1]} x {shape[2]}"

@@ -6,7 +6,7 @@ import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
+from typing import Protocol, overload, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -93,6 +93,15 @@ class TileEntry:
         return self.mask.read_bytes()
 
 
+@runtime_checkable
+class Images(Protocol):
+    """Entries that can read an image by its position, which costs less than making the entry first."""
+
+    def read_image(self, index: int) -> NDArray[np.uint8]:
+        """uint8 [3, H, W] RGB."""
+        ...
+
+
 class Entries(Sequence[TileEntry]):
     """Sequences of entries one after the other, of which some are kept, in a given order; none is copied.
 
@@ -122,6 +131,13 @@ class Entries(Sequence[TileEntry]):
         position = int(self._positions[operator.index(index)])
         part = bisect.bisect_right(self._ends, position)
         return self._parts[part][position - self._ends[part]]  # counted from the part's end: below 0
+
+    def read_image(self, index: int) -> NDArray[np.uint8]:
+        """The image of one entry, uint8 [3, H, W]; a part that can read it without making the entry does so."""
+        position = int(self._positions[index])
+        number = bisect.bisect_right(self._ends, position)
+        part, place = self._parts[number], position - self._ends[number]
+        return part.read_image(place) if isinstance(part, Images) else part[place].read_image()
 
     def take(self, positions: ArrayLike) -> "Entries":
         """The entries at these positions, int [N], in this order."""

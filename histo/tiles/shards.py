@@ -79,6 +79,17 @@ class ShardEntry(TileEntry):
         return read_member(self.shard, *self.mask_at, self.mask)
 
 
+@dataclass(frozen=True)
+class _Member:
+    """Names a tile's image where an error needs it, and only there."""
+
+    shard: "Shard"
+    index: int
+
+    def __str__(self) -> str:
+        return self.shard.image_name(self.index)
+
+
 class Shard(Sequence[TileEntry]):
     """The entries of one archive, kept as columns and made one by one.
 
@@ -98,6 +109,16 @@ class Shard(Sequence[TileEntry]):
 
     def __len__(self) -> int:
         return len(self._mpp)
+
+    def read_image(self, index: int) -> NDArray[np.uint8]:
+        """The image of one tile, uint8 [3, H, W], without making its entry."""
+        offset, size = self._places[0, index].tolist()
+        name = _Member(self, index)
+        return decode_image(read_member(self.path, offset, size, name), name)
+
+    def image_name(self, index: int) -> str:
+        """The archive and the member of one tile's image, as error sentences name them."""
+        return str(self.path / self._texts["image"][index])
 
     @property
     def keys(self) -> Texts:
