@@ -309,6 +309,7 @@ def test_hostile_configs(name: str, place: Path, tmp_path: Path) -> None:
     path.write_text(content)
     run.mkdir()
     (run / "config.yaml").write_text(content)
+    (run / "log.jsonl").touch()  # a run that has begun
     begin = time.monotonic()
     assert words in refusal(
         lambda: main(["--dry_run", "--config", str(path), "--run.dir", str(tmp_path / "new")]), path
