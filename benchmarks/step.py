@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from translate.comod import CoModGenerator, GeneratorSettings, Style
-from translate.discriminators import DiscriminatorSettings, TissueDiscriminator
 from translate.losses.adversarial import logistic, non_saturating
-from translate.stylegan import Mapping, StyledConv, ToRGB, channels_at, upsample
+from translate.networks.comod import CoModGenerator, GeneratorSettings, Style
+from translate.networks.discriminators import DiscriminatorSettings, TissueDiscriminator
+from translate.networks.stylegan import Mapping, StyledConv, ToRGB, channels_at, upsample
 
 CONVOLUTIONS = ("aten::mkldnn_convolution", "aten::convolution_backward", "aten::_convolution")
 

@@ -16,10 +16,10 @@ from safetensors.torch import save_file
 from histo.running.processes import average_gradients, part, state
 from translate import engine
 from translate.ada import AdaSettings
-from translate.comod import GeneratorSettings
-from translate.discriminators import DiscriminatorSettings
 from translate.domains import DataSettings, open_domains
 from translate.engine import Translator
+from translate.networks.comod import GeneratorSettings
+from translate.networks.discriminators import DiscriminatorSettings
 from translate.recipe import Recipe, TrainSettings
 from translate.replay import ReplayBuffer
 from translate.stream import ImageClock, UnpairedCrops, loader

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from histo.errors import InputError
-from translate.comod import CoModGenerator, GeneratorSettings, Style
+from translate.networks.comod import CoModGenerator, GeneratorSettings, Style
 
 NARROW = {"channel_base": 256, "channel_max": 16, "style_width": 8, "mapping_layers": 2, "code_width": 12}
 

@@ -5,7 +5,12 @@ import torch
 from torch import Tensor, nn
 
 from histo.errors import InputError
-from translate.discriminators import DiscriminatorSettings, PatchDiscriminator, ResidualBlock, TissueDiscriminator
+from translate.networks.discriminators import (
+    DiscriminatorSettings,
+    PatchDiscriminator,
+    ResidualBlock,
+    TissueDiscriminator,
+)
 
 NARROW = DiscriminatorSettings(channel_base=256, channel_max=16, deviation_group=2, mask_width=4)
 

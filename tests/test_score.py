@@ -20,9 +20,9 @@ from histo.features import Extractor, open_extractor
 from histo.randomness import draws
 from histo.running.tracking import read_log
 from histo.tiles import open_tiles
-from translate import comod
-from translate.comod import CoModGenerator, GeneratorSettings
 from translate.comparison import SetSums, compare_sets, score_generator
+from translate.networks import comod
+from translate.networks.comod import CoModGenerator, GeneratorSettings
 from translate.rendering import MaskDraws, TissueDraws, open_run, render
 from translate.score import main
 

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from translate.discriminators import ResidualBlock
-from translate.stylegan import (
+from translate.networks.discriminators import ResidualBlock
+from translate.networks.stylegan import (
     EqualConv,
     EqualLinear,
     Mapping,

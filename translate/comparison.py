@@ -18,8 +18,8 @@ from histo.metrics import InstanceScores, compare
 from histo.segmenters import Segmenter, instances_of
 from histo.watershed import segment as segment_by_watershed
 from translate.agreement import means, to_bytes
-from translate.comod import CoModGenerator
 from translate.fidelity import Kept, Moments, frechet, kid, mean_pairwise_distance
+from translate.networks.comod import CoModGenerator
 from translate.rendering import MaskDraws, render
 from translate.staining import Staining, stain_distance
 

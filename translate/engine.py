@@ -17,8 +17,6 @@ from histo.running.checkpoints import Checkpoint, optimizer_tensors, restore_opt
 from histo.running.processes import average_gradients, together
 from histo.segmenters import Segmenter, layout
 from translate.ada import AdaptiveAugmentation
-from translate.comod import CoModGenerator
-from translate.discriminators import PatchDiscriminator, TissueDiscriminator
 from translate.losses import weighted_sum
 from translate.losses.adversarial import (
     least_squares,
@@ -29,6 +27,8 @@ from translate.losses.adversarial import (
 )
 from translate.losses.cycle import cycle
 from translate.losses.guidance import semantic
+from translate.networks.comod import CoModGenerator
+from translate.networks.discriminators import PatchDiscriminator, TissueDiscriminator
 from translate.recipe import Recipe
 from translate.replay import ReplayBuffer
 

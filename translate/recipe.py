@@ -8,10 +8,10 @@ from histo.errors import InputError
 from histo.running.runs import RunSettings
 from histo.segmenters import SegmenterSettings
 from translate.ada import AdaSettings
-from translate.comod import GeneratorSettings
-from translate.discriminators import DiscriminatorSettings
 from translate.domains import DataSettings
 from translate.losses import LossSettings
+from translate.networks.comod import GeneratorSettings
+from translate.networks.discriminators import DiscriminatorSettings
 
 PRESET = Path(__file__).parents[1] / "configs" / "translate" / "tiny.yaml"
 

@@ -24,10 +24,10 @@ from histo.running.settings import read_settings
 from histo.sampling import Order
 from histo.segmenters import Segmenter
 from histo.tiles import Tiles
-from translate import comod
 from translate.agreement import to_unit
-from translate.comod import CoModGenerator
 from translate.domains import DataSettings
+from translate.networks import comod
+from translate.networks.comod import CoModGenerator
 from translate.recipe import Recipe
 from translate.stream import nucleated_crop
 

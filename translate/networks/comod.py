@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from histo.encoders import read_card
 from histo.errors import InputError
 from histo.randomness import draws
-from translate.stylegan import (
+from translate.networks.stylegan import (
     EqualConv,
     EqualLinear,
     Mapping,

@@ -6,7 +6,7 @@ from math import log2, sqrt
 from torch import Tensor, nn
 
 from histo.errors import InputError
-from translate.stylegan import EqualConv, EqualLinear, activate, channels_at, minibatch_deviation
+from translate.networks.stylegan import EqualConv, EqualLinear, activate, channels_at, minibatch_deviation
 
 
 @dataclass

@@ -1,0 +1,1 @@
+"""The networks that translation trains: generators and discriminators."""
