@@ -6,9 +6,12 @@ blue those of the second, up to the outline, which is pure red. A nucleus cut by
 the edge, hence a crop of the mask image is the mask image of the crop but for its outermost pixels.
 
 The mottled fill follows measurements on the figures of UNITPathSSL (arXiv 2309.07394): about 0.44 ± 0.13.
+
+This is the form "paper". Three poorer ones exist for ablations; their nuclei are filled to the edge, so that two which
+touch are one when read: "two_channel" has no outline, "grey" the fill in all three channels, "binary" white nuclei.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +19,8 @@ from scipy import ndimage
 
 from histo.errors import InputError
 from histo.masks import as_instances
+
+Form = Literal["paper", "two_channel", "grey", "binary"]
 
 _FILL, _FILL_SPREAD = 0.44, 0.13
 _FILL_RANGE = (0.2, 0.75)
@@ -28,6 +33,7 @@ def encode(
     instances: NDArray[Any],
     types: NDArray[Any] | None = None,
     texture: np.random.Generator | None = None,
+    form: Form = "paper",
 ) -> NDArray[np.uint8]:
     """Draw an instance map as a mask image.
 
@@ -36,21 +42,30 @@ def encode(
         types: uint8 [largest id + 1], 1 or 2 for each id that occurs; entry 0 and those of absent ids are not looked
             at. None = all of the first type.
         texture: draws the fill, smooth noise of 0.44 ± 0.13 within [0.2, 0.75]; None = a flat 0.44.
+        form: what the three channels hold, as at the top of this module.
 
     Returns:
-        uint8 [3, H, W]: outline, first type, second type.
+        uint8 [3, H, W]: in the form "paper" outline, first type, second type.
 
     Raises:
         InputError: not an instance map, or a nucleus without type 1 or 2.
     """
     instances = as_instances(instances)
     interior = instances > 0
-    outline = _differs_from_a_neighbour(instances)
-    outline &= interior
-    interior &= ~outline
-    fill = round(255 * _FILL) if texture is None else _mottle(instances.shape, texture)
     image = np.zeros((3, *instances.shape), dtype=np.uint8)
-    np.multiply(outline, 255, out=image[0], dtype=np.uint8)
+    if form == "binary":
+        image[:] = 255 * interior.astype(np.uint8)
+        return image
+    fill = round(255 * _FILL) if texture is None else _mottle(instances.shape, texture)
+    if form == "grey":
+        np.multiply(interior, fill, out=image[0], dtype=np.uint8)
+        image[1:] = image[0]
+        return image
+    if form == "paper":
+        outline = _differs_from_a_neighbour(instances)
+        outline &= interior
+        interior &= ~outline
+        np.multiply(outline, 255, out=image[0], dtype=np.uint8)
     np.multiply(interior, fill, out=image[1], dtype=np.uint8)
     if types is not None:
         second = _types_of_pixels(instances, np.asarray(types)) == 2
@@ -65,6 +80,7 @@ def decode(
     fill_threshold: float = 0.15,
     outline_threshold: float = 0.5,
     min_area: int = 1,
+    form: Form = "paper",
 ) -> NDArray[np.int32]:
     """Read the instances of a mask image, exact or predicted.
 
@@ -79,6 +95,8 @@ def decode(
         fill_threshold: least green or blue of an interior, on the scale [0, 1].
         outline_threshold: least red of an outline, on the scale [0, 1].
         min_area: nuclei of fewer pixels, outline included, become background.
+        form: how the image was drawn. Without outlines, nuclei are the 8-connected components of filled pixels, in
+            "grey" and "binary" by the mean of the three channels; "binary" needs half of full brightness.
 
     Returns:
         int32 [H, W], ids 1, 2, …, n.
@@ -86,6 +104,10 @@ def decode(
     Raises:
         InputError: not a mask image, NaN, or a threshold outside (0, 1].
     """
+    if form != "paper":
+        mask_image = _as_paper(mask_image, form)
+    if form == "binary":
+        fill_threshold = max(fill_threshold, 0.5)  # half bright is where background becomes nucleus
     interior, outline = _parts(mask_image, fill_threshold, outline_threshold)
     # A frame of background lets every pixel of the outline look at its neighbours by flat offsets.
     framed, count = ndimage.label(np.pad(interior, 1), structure=_ALL_NEIGHBOURS)
@@ -126,6 +148,16 @@ def foreground(
     """
     interior, outline = _parts(mask_image, fill_threshold, outline_threshold)
     return interior | outline
+
+
+def _as_paper(mask_image: NDArray[Any], form: Form) -> NDArray[Any]:
+    """A mask image without outlines, its fill in the channels where `_parts` looks for it."""
+    image = np.zeros_like(mask_image)
+    if form == "two_channel":
+        image[1:] = mask_image[1:]
+    else:
+        image[1] = mask_image.mean(0)
+    return image
 
 
 def _differs_from_a_neighbour(instances: NDArray[np.int32]) -> NDArray[np.bool_]:

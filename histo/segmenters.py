@@ -1,10 +1,10 @@
 """Nucleus segmenters: the tissue → mask network, its instance files, and prediction on images of any size.
 
 The network is the S of UNITPathSSL (arXiv 2309.07394): a ResNet with a feature pyramid, a translation decoder to a
-3-channel mask image, and a semantic head that says nucleus or not at stride 4.
+3-channel mask image, and a head that finds nuclei, by which translation guides it and by which its nuclei are read.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,12 +17,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import FeaturePyramidNetwork
 
-from histo.codec import decode
+from histo.codec import Form, decode
 from histo.encoders import Architecture, architecture, build_pyramid, read_card
 from histo.errors import InputError
 from histo.masks import renumber
 
 SMALLEST = 12  # pixels; what a network draws smaller than this is noise at any magnification in use
+
+
+Head = Literal["semantic", "none"]
 
 
 @dataclass
@@ -35,6 +38,8 @@ class SegmenterSettings:
     """group: GroupNorm instead of the timm model's batch norm; own: as the model comes"""
     pyramid_width: int = 256
     """channels of the feature pyramid"""
+    head: Head = "semantic"
+    """what finds nuclei beside the mask image: semantic, nucleus or not at stride 4; none: only the mask image tells"""
 
     def __post_init__(self) -> None:
         if not 32 <= self.pyramid_width <= 1024 or self.pyramid_width % 32:
@@ -45,14 +50,17 @@ class SegmenterSettings:
 
 @dataclass
 class Reading:
-    """What the segmenter sees in a batch of tiles.
+    """What a segmenter sees in a batch of tiles, and how its nuclei are to be read.
 
-    mask: float [N, 3, H, W], mask image in about [-1, 1] (linear output).
-    foreground: float [N, 1, H, W], logits of "this pixel is nucleus".
+    mask: float [N, 3, H, W], mask image in about [-1, 1] (linear output), drawn in the form `form`.
+    dense: the head's output for every pixel; None where it has none or was left out. semantic: float [N, 1, H, W],
+        logits of "this pixel is nucleus".
     """
 
     mask: Tensor
-    foreground: Tensor
+    dense: Tensor | None
+    head: Head = "semantic"
+    form: Form = "paper"
 
 
 def _group_norm(width: int) -> nn.GroupNorm:
@@ -94,11 +102,16 @@ class SemanticHead(nn.Module):
 
 
 class Segmenter(nn.Module):
-    """Tissue tile → mask image and nucleus logits. Height and width must be multiples of 32."""
+    """Tissue tile → mask image and what the head sees. Height and width must be multiples of 32.
 
-    def __init__(self, settings: SegmenterSettings) -> None:
+    Args:
+        settings: encoder, pyramid and head.
+        form: of the mask images it draws, see `histo.codec`.
+    """
+
+    def __init__(self, settings: SegmenterSettings, form: Form = "paper") -> None:
         super().__init__()
-        self.settings = settings
+        self.settings, self.form = settings, form
         self.architecture: Architecture = architecture(settings.encoder, settings.norm)
         width = settings.pyramid_width
         self.encoder, channels = build_pyramid(self.architecture)
@@ -114,10 +127,11 @@ class Segmenter(nn.Module):
             nn.Upsample(scale_factor=2, mode="nearest"),
             nn.Conv2d(width // 4, 3, 3, padding=1),
         )
-        self.semantic = SemanticHead(width)
+        if settings.head == "semantic":
+            self.semantic = SemanticHead(width)
 
     def forward(self, image: Tensor, guided: bool = True) -> Reading:
-        """image: float [N, 3, H, W] in [-1, 1]; `guided=False` leaves the semantic head out (zeros)."""
+        """image: float [N, 3, H, W] in [-1, 1]; `guided=False` leaves the head out."""
         image = image.contiguous(memory_format=layout(image.device))
         features = dict(zip("2345", self.encoder(image), strict=True))
         pyramid = list(self.pyramid(features).values())
@@ -125,13 +139,12 @@ class Segmenter(nn.Module):
         merged = pyramid[0]
         for level in pyramid[1:]:
             merged = merged + F.interpolate(level, size=size, mode="bilinear", align_corners=True)
-        mask = self.decoder(merged).float()
-        if not guided:
-            return Reading(mask, mask.new_zeros(len(mask), 1, *mask.shape[2:]))
-        logits = F.interpolate(
-            self.semantic(pyramid).float(), size=mask.shape[2:], mode="bilinear", align_corners=False
-        )
-        return Reading(mask, logits)
+        reading = Reading(self.decoder(merged).float(), None, self.settings.head, self.form)
+        if guided and self.settings.head == "semantic":
+            reading.dense = F.interpolate(
+                self.semantic(pyramid).float(), size=image.shape[2:], mode="bilinear", align_corners=False
+            )
+        return reading
 
 
 def load(path: str | Path) -> tuple[Segmenter, dict[str, Any]]:
@@ -142,7 +155,7 @@ def load(path: str | Path) -> tuple[Segmenter, dict[str, Any]]:
     """
     tensors, card = read_card(Path(path), "segmenter")
     try:
-        segmenter = Segmenter(SegmenterSettings(**card["settings"]))
+        segmenter = Segmenter(SegmenterSettings(**card["settings"]), card.get("mask_form", "paper"))
         segmenter.load_state_dict(tensors)
     except (RuntimeError, LookupError, TypeError, AttributeError, ValueError) as error:
         wanted = str(card.get("settings"))[:200]
@@ -171,32 +184,40 @@ def segment(segmenter: Segmenter, image: NDArray[np.uint8], tile: int, batch: in
     corners = [(row, column) for row in rows for column in columns]
     ramp = torch.minimum(torch.arange(1, tile + 1), torch.arange(tile, 0, -1)).float()
     weight = ramp[:, None] * ramp
-    total = torch.zeros(4, *padded.shape[1:])
+    total: Tensor | None = None
     norm = torch.zeros(padded.shape[1:])
     device = next(segmenter.parameters()).device
     for first in range(0, len(corners), batch):
         part = corners[first : first + batch]
         cut = np.stack([padded[:, row : row + tile, column : column + tile] for row, column in part])
         reading = segmenter(torch.from_numpy(cut).to(device).float() / 127.5 - 1)
-        outputs = torch.cat([reading.mask, reading.foreground], 1).float().cpu()
+        outputs = torch.cat([each for each in (reading.mask, reading.dense) if each is not None], 1).float().cpu()
+        if total is None:
+            total = torch.zeros(outputs.shape[1], *padded.shape[1:])
         for (row, column), output in zip(part, outputs, strict=True):
             place = (slice(row, row + tile), slice(column, column + tile))
             total[:, *place] += output * weight
             norm[place] += weight
+    assert total is not None
     blended = (total / norm)[None, :, :height, :width]
-    return instances_of(Reading(blended[:, :3], blended[:, 3:]), 0)
+    return instances_of(replace(reading, mask=blended[:, :3], dense=blended[:, 3:]), 0)
 
 
 def instances_of(reading: Reading, index: int) -> NDArray[np.int32]:
     """The nuclei of one tile of a reading, as an instance map, int32 [H, W].
 
-    The interiors of the drawn mask are seeds, which the drawn outlines part; the foreground logits say how far a seed
-    may grow. Foreground without a seed becomes a nucleus of its own.
+    head none: what the mask image shows.
+
+    head semantic: the interiors of the drawn mask are seeds, which the drawn outlines part; the logits say how far a
+    seed may grow. Foreground without a seed becomes a nucleus of its own.
     """
     drawn = ((reading.mask[index].float() + 1) / 2).clamp(0, 1).cpu().numpy()
-    logits = reading.foreground[index, 0].float().cpu().numpy()
+    if reading.head == "none":
+        return decode(drawn, min_area=SMALLEST, form=reading.form)
+    assert reading.dense is not None
+    logits = reading.dense[index, 0].float().cpu().numpy()
     nucleus = logits > 0
-    seeds = decode(drawn * nucleus, min_area=SMALLEST)
+    seeds = decode(drawn * nucleus, min_area=SMALLEST, form=reading.form)
     unseeded, _ = ndimage.label(nucleus & ~ndimage.binary_dilation(seeds > 0, iterations=2))
     seeds = np.where(unseeded > 0, unseeded + seeds.max(), seeds)
     grown = watershed(-logits, seeds, mask=nucleus)

@@ -71,23 +71,23 @@ def test_shapes(untrained: Segmenter, size: tuple[int, int]) -> None:
     with torch.no_grad():
         reading = untrained(tissue(2, 3, *size))
     assert reading.mask.shape == (2, 3, *size)
-    assert reading.foreground.shape == (2, 1, *size)
-    assert reading.mask.dtype == reading.foreground.dtype == torch.float32
+    assert reading.dense.shape == (2, 1, *size)
+    assert reading.mask.dtype == reading.dense.dtype == torch.float32
     assert torch.isfinite(reading.mask).all()
-    assert reading.foreground.std() > 0
+    assert reading.dense.std() > 0
 
 
 def test_unguided_leaves_the_mask_as_it_is(untrained: Segmenter) -> None:
     x = tissue(1, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(untrained(x, False).mask, untrained(x).mask)
-        assert not untrained(x, False).foreground.any()
+        assert untrained(x, False).dense is None
 
 
 def test_outputs_are_fp32_under_autocast(untrained: Segmenter) -> None:
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         reading = untrained(tissue(1, 3, 64, 64))
-    assert reading.mask.dtype == reading.foreground.dtype == torch.float32
+    assert reading.mask.dtype == reading.dense.dtype == torch.float32
 
 
 def test_a_tile_does_not_depend_on_its_batch_mates(untrained: Segmenter) -> None:
@@ -99,14 +99,14 @@ def test_a_tile_does_not_depend_on_its_batch_mates(untrained: Segmenter) -> None
     finally:
         untrained.eval()
     torch.testing.assert_close(together.mask[1:2], alone.mask, rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(together.foreground[1:2], alone.foreground, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(together.dense[1:2], alone.dense, rtol=1e-3, atol=1e-4)
 
 
 def test_every_parameter_learns() -> None:
     torch.manual_seed(1)
     segmenter = Segmenter(SMALL)
     reading = segmenter(tissue(2, 3, 64, 64))
-    (reading.mask.square().mean() + reading.foreground.square().mean()).backward()
+    (reading.mask.square().mean() + reading.dense.square().mean()).backward()
     assert [name for name, p in segmenter.named_parameters() if p.grad is None] == []
 
 
@@ -146,7 +146,7 @@ def test_every_pixel_is_seen_off_a_tiles_edge() -> None:
         def forward(self, image: Tensor) -> Reading:
             reading = super().forward(image)
             for edge in (np.s_[..., :4, :], np.s_[..., -4:, :], np.s_[..., :4], np.s_[..., -4:]):
-                reading.foreground[edge] = -2
+                reading.dense[edge] = -2
             return reading
 
     instances = scattered(200, 130)
@@ -181,7 +181,7 @@ def test_touching_nuclei_stay_apart() -> None:
 
 def test_the_index_chooses_the_tile() -> None:
     one, two = (reading_of(discs(64, 64, [(20.0, 20.0), (45.0, 45.0)][1 - k :], 7)) for k in (0, 1))
-    both = Reading(torch.cat([one.mask, two.mask]), torch.cat([one.foreground, two.foreground]))
+    both = Reading(torch.cat([one.mask, two.mask]), torch.cat([one.dense, two.dense]))
     assert [int(instances_of(both, k).max()) for k in (0, 1)] == [1, 2]
 
 
@@ -195,8 +195,8 @@ def test_foreground_without_a_drawn_nucleus_is_a_nucleus() -> None:
 def test_drawn_nuclei_that_are_not_foreground_and_specks_are_left_out() -> None:
     instances = discs(64, 64, [(20, 20), (45, 45)], 7)
     reading = reading_of(instances)
-    reading.foreground[..., 32:, 32:] = -4
-    reading.foreground[..., 5:8, 50:53] = 4  # nine pixels
+    reading.dense[..., 32:, 32:] = -4
+    reading.dense[..., 5:8, 50:53] = 4  # nine pixels
     found = instances_of(reading, 0)
     assert found.max() == 1
     assert found[20, 20] == 1
@@ -218,7 +218,7 @@ def test_an_instance_file_is_read_back(tmp_path: Path, untrained: Segmenter) -> 
     x = tissue(1, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(segmenter(x).mask, untrained(x).mask)
-        assert torch.equal(segmenter(x).foreground, untrained(x).foreground)
+        assert torch.equal(segmenter(x).dense, untrained(x).dense)
 
 
 @pytest.mark.parametrize(
@@ -245,5 +245,5 @@ def test_compiled_whole_it_gives_the_same_reading() -> None:
     compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
     mine, other = network(images), compiled(images)
     torch.testing.assert_close(other.mask, mine.mask)
-    torch.testing.assert_close(other.foreground, mine.foreground)
-    (other.mask.sum() + other.foreground.sum()).backward()
+    torch.testing.assert_close(other.dense, mine.dense)
+    (other.mask.sum() + other.dense.sum()).backward()
