@@ -22,10 +22,9 @@ from histo.tiles import Tile
 from histo.watershed import segment
 from translate.agreement import means, score_segmenter, score_watershed, to_unit
 from translate.domains import open_domains
-from translate.engine import Translator
 from translate.losses.cycle import cycle
 from translate.losses.guidance import semantic
-from translate.recipe import Recipe
+from translate.methods.unitpath import Method, Recipe
 from translate.stream import shuffled
 
 
@@ -36,16 +35,16 @@ def main() -> None:
     arguments = parser.parse_args()
     recipe = read_settings(Recipe, "", "", ["--config", str(arguments.run / "config.yaml")], arguments.run).settings
     accelerator = Accelerator(mixed_precision="bf16" if recipe.train.precision == "bf16" else "no")
-    translator = Translator(recipe, accelerator)
+    translator = Method(recipe, accelerator)
     domains = open_domains(recipe.data, recipe.seed, arguments.run / "pseudo-masks", progress=True)
     labelled: dict[int, Tile] = {}
     segmenter, optimizer = translator.networks["segmenter"], translator.optimizers["translators"]
     for first in trange(0, arguments.images, recipe.train.batch_size):
         pairs = []
         for index in range(first, first + recipe.train.batch_size):
-            shown = domains.shown[shuffled(recipe.seed, "tissue order", index, len(domains.shown))]
+            shown = domains.target.shown[shuffled(recipe.seed, "tissue order", index, len(domains.target.shown))]
             if shown not in labelled:
-                tile = domains.tissue[shown]
+                tile = domains.target.tiles[shown]
                 nuclei = segment(tile.image, tile.mpp)
                 labelled[shown] = Tile(tile.image, tile.key, tile.source, None, tile.mpp, None, None, nuclei)
             generator = draws(recipe.seed, "tissue crop", index)
@@ -61,7 +60,7 @@ def main() -> None:
         loss.backward()
         optimizer.step()
     translator.segmenter_average.load_state_dict(segmenter.state_dict())
-    tiles = [domains.holdout[k] for k in range(len(domains.holdout))]
+    tiles = [domains.target.holdout[k] for k in range(len(domains.target.holdout))]
     print(means("paired S", score_segmenter(tiles, translator)))
     print(means("watershed", score_watershed(tiles)))
 

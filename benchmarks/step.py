@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from translate.losses.adversarial import logistic, non_saturating
-from translate.networks.comod import CoModGenerator, GeneratorSettings, Style
+from translate.networks.comod import CoModGenerator, CoModSettings, Style
 from translate.networks.discriminators import DiscriminatorSettings, TissueDiscriminator
 from translate.networks.stylegan import Mapping, StyledConv, ToRGB, channels_at, upsample
 
@@ -48,7 +48,7 @@ class Case:
 class PlainGenerator(nn.Module):
     """StyleGAN2 without condition: mapping of z and synthesis from a learnt constant, with skips of RGB images."""
 
-    def __init__(self, settings: GeneratorSettings, resolution: int) -> None:
+    def __init__(self, settings: CoModSettings, resolution: int) -> None:
         super().__init__()
         sides = [2**k for k in range(2, resolution.bit_length())]
         width = [channels_at(side, settings.channel_base, settings.channel_max) for side in sides]
@@ -77,7 +77,7 @@ class Step:
 
     def __init__(self, case: Case) -> None:
         torch.manual_seed(0)
-        settings = GeneratorSettings(channel_base=case.channel_base)
+        settings = CoModSettings(channel_base=case.channel_base)
         comod = CoModGenerator(settings, case.resolution)
         style = comod.style(0, "benchmark", list(range(case.batch)), training=True)
         generator = comod if case.generator == "co-modulated" else PlainGenerator(settings, case.resolution)

@@ -20,10 +20,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from histo.running.settings import read_settings
 from translate.domains import open_domains
-from translate.engine import Translator
-from translate.recipe import PRESET, Recipe
+from translate.engine import Batch, Translator
+from translate.methods.unitpath import Method, Recipe
+from translate.recipe import PRESET
 from translate.stream import ImageClock, UnpairedCrops, loader
-from translate.train import _on_device
 
 # First match counts; what matches nothing is "rest".
 KINDS = {
@@ -112,19 +112,19 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         domains = open_domains(recipe.data, recipe.seed, Path(folder), progress=False)
-        translator = Translator(recipe, accelerator)
+        translator = Method(recipe, accelerator)
         size = recipe.train.batch_size
         clock = ImageClock(0, (2 + steps) * size, size, 0, 1)
         crops = UnpairedCrops(domains, recipe.data, recipe.seed)
         batches = iter(loader(crops, clock, recipe.data.workers, Path(folder)))
         for _ in range(2):  # the first ones are slow: memory is taken, kernels are chosen
-            translator.step(_on_device(next(batches), accelerator.device))
+            translator.step(Batch.of(next(batches), accelerator.device))
         waited, begin = 0.0, perf_counter()
         for _ in range(steps):
             start = perf_counter()
             items = next(batches)
             waited += perf_counter() - start
-            batch = _on_device(items, accelerator.device)
+            batch = Batch.of(items, accelerator.device)
             translator.step(batch)
         elapsed = perf_counter() - begin
         del batches

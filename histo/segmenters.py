@@ -4,9 +4,10 @@ The network is the S of UNITPathSSL (arXiv 2309.07394): a ResNet with a feature 
 3-channel mask image, and a head that finds nuclei, by which translation guides it and by which its nuclei are read.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -147,6 +148,18 @@ class Segmenter(nn.Module):
         return reading
 
 
+class Reader(Protocol):
+    """A network that finds nuclei in tissue: a `Segmenter`, or another that gives a `Reading`."""
+
+    def __call__(self, image: Tensor, /) -> Reading:
+        """image: float [N, 3, H, W] in [-1, 1]."""
+        ...
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """As of any torch module."""
+        ...
+
+
 def load(path: str | Path) -> tuple[Segmenter, dict[str, Any]]:
     """A nucleus segmenter from an instance file, ready to predict, and its card.
 
@@ -164,7 +177,7 @@ def load(path: str | Path) -> tuple[Segmenter, dict[str, Any]]:
 
 
 @torch.no_grad()
-def segment(segmenter: Segmenter, image: NDArray[np.uint8], tile: int, batch: int = 16) -> NDArray[np.int32]:
+def segment(segmenter: Reader, image: NDArray[np.uint8], tile: int, batch: int = 16) -> NDArray[np.int32]:
     """The nuclei of an image of any size.
 
     The image is read in overlapping tiles of the size the network was trained at; the outputs are blended with weights

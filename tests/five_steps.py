@@ -17,13 +17,13 @@ from histo.running.processes import average_gradients, part, state
 from translate import engine
 from translate.ada import AdaSettings
 from translate.domains import DataSettings, open_domains
-from translate.engine import Translator
-from translate.networks.comod import GeneratorSettings
+from translate.engine import Batch, Translator
+from translate.methods.unitpath import Method, Recipe
 from translate.networks.discriminators import DiscriminatorSettings
-from translate.recipe import Recipe, TrainSettings
+from translate.networks.generators import GeneratorSettings
+from translate.recipe import TrainSettings
 from translate.replay import ReplayBuffer
 from translate.stream import ImageClock, UnpairedCrops, loader
-from translate.train import _on_device
 
 STEPS = 5
 
@@ -53,7 +53,7 @@ def main(out: Path) -> None:
     torch.set_num_threads(1)
     processes = state()
     wanted = recipe()
-    translator = Translator(wanted, Accelerator(mixed_precision="no"))
+    translator = Method(wanted, Accelerator(mixed_precision="no"))
     translator.replay = ReplayBuffer(wanted.seed, capacity=6)  # swaps begin in the second step
     start = weights(translator, "start")
     gradients: dict[str, torch.Tensor] = {}
@@ -74,7 +74,7 @@ def main(out: Path) -> None:
     shown = []
     for batch in loader(UnpairedCrops(domains, wanted.data, wanted.seed), clock, 0, out.parent):
         shown += batch["index"].tolist()
-        translator.step(_on_device(batch, processes.device))
+        translator.step(Batch.of(batch, processes.device))
     everywhere = {f"shown/{k}": torch.tensor(one) for k, one in enumerate(gather_object([shown]))}
     if processes.is_main_process:
         tensors = gradients | start | weights(translator, "weight") | everywhere

@@ -15,7 +15,8 @@ from histo.running.checkpoints import Checkpoint
 from tests.five_steps import recipe
 from translate.ada import AdaptiveAugmentation, AdaSettings
 from translate.augmentation import augment, draw
-from translate.engine import Batch, Translator
+from translate.engine import Batch
+from translate.methods.unitpath import Method
 
 
 @pytest.fixture(autouse=True)
@@ -117,13 +118,13 @@ def test_settings_out_of_range(settings: dict[str, object], sentence: str) -> No
 def batch() -> Batch:
     generator = torch.Generator().manual_seed(1)
     tissue, mask = (torch.rand(4, 3, 64, 64, generator=generator) * 2 - 1 for _ in range(2))
-    return Batch(tissue, mask, mask[:, :1] > 0, [8, 9, 10, 11])
+    return Batch(mask, tissue, [8, 9, 10, 11], (mask[:, 0] > 0).int())
 
 
 def test_both_networks_and_r1_meet_augmented_tissue(batch: Batch) -> None:
     wanted = recipe()
     wanted.ada = AdaSettings("fixed", probability=0.7)
-    translator = Translator(wanted, Accelerator(mixed_precision="no"))
+    translator = Method(wanted, Accelerator(mixed_precision="no"))
     seen: list[Tensor] = []
     shown: list[Tensor] = []
 
@@ -140,7 +141,7 @@ def test_both_networks_and_r1_meet_augmented_tissue(batch: Batch) -> None:
     from_g, real, generated, penalised = seen
     assert from_g.requires_grad
     assert torch.equal(from_g, expected(shown[0], "G's tissue"))
-    assert torch.equal(real, expected(batch.tissue, "real tissue"))
+    assert torch.equal(real, expected(batch.target, "real tissue"))
     assert torch.equal(generated, expected(shown[0], "generated tissue"))
     assert torch.equal(penalised, real)
     assert penalised.is_leaf
@@ -153,7 +154,7 @@ def test_both_networks_and_r1_meet_augmented_tissue(batch: Batch) -> None:
 
 def test_a_translator_resumes_bit_for_bit_between_two_changes(batch: Batch) -> None:
     wanted = recipe()
-    translator, other = (Translator(wanted, Accelerator(mixed_precision="no")) for _ in range(2))
+    translator, other = (Method(wanted, Accelerator(mixed_precision="no")) for _ in range(2))
     translator.step(batch)
     assert translator.ada.steps == 1
     stored = translator.checkpoint({})
@@ -167,7 +168,7 @@ def test_a_translator_resumes_bit_for_bit_between_two_changes(batch: Batch) -> N
 
 
 def test_a_translator_names_ada_when_its_discriminator_breaks(batch: Batch) -> None:
-    translator = Translator(recipe(), Accelerator(mixed_precision="no"))
+    translator = Method(recipe(), Accelerator(mixed_precision="no"))
     judge = translator.networks["tissue_discriminator"]
     inputs = []
 

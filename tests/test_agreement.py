@@ -16,15 +16,8 @@ from translate.domains import DataSettings, open_domains
 from translate.panels import draw_panels
 
 
-class Draws(nn.Module):
-    """A generator whose tissue is the mask itself."""
-
-    def forward(self, mask: Tensor, *style: Any) -> Tensor:
-        return mask
-
-
 class Reads(nn.Module):
-    """A segmenter of `Draws`' tissue; `swapped` takes background for nuclei."""
+    """A segmenter of tissue that is the mask image itself; `swapped` takes background for nuclei."""
 
     def __init__(self, swapped: bool) -> None:
         super().__init__()
@@ -36,12 +29,14 @@ class Reads(nn.Module):
 
 
 def translator(swapped: bool) -> Any:
+    reader = Reads(swapped)
     return SimpleNamespace(
-        generator_average=Draws(),
-        segmenter_average=Reads(swapped),
+        recipe=SimpleNamespace(data=DataSettings()),
+        to_target=lambda source, stream, indices: source,
+        to_source=lambda target: reader(target).mask,
+        reader=reader,
         accelerator=Accelerator(mixed_precision="bf16"),
         tile_size=64,
-        style=lambda stream, indices, training=True: (),
     )
 
 
@@ -62,13 +57,14 @@ def test_kept_content_agrees_and_swapped_content_does_not(probe: Probe) -> None:
 def test_the_probe_is_labelled_and_held_out(probe: Probe) -> None:
     assert {tile.split for tile in probe.held_out} == {"test"}
     assert all(tile.instances is not None for tile in probe.held_out)
+    assert probe.nuclei
     assert all(nuclei.any() for nuclei in probe.nuclei)
-    assert probe.masks.shape[1:] == probe.tissue.shape[1:] == (3, 64, 64)
+    assert probe.source.shape[1:] == probe.target.shape[1:] == (3, 64, 64)
     assert probe.mpp == pytest.approx(0.5)
 
 
 def test_without_magnification_there_is_no_watershed(probe: Probe) -> None:
-    unknown = Probe(probe.nuclei, probe.masks, probe.tissue, [], None)
+    unknown = Probe(probe.source, probe.nuclei, probe.target, [], None)
     assert set(measure(unknown, translator(False))) == {f"content/segmenter_{name}" for name in ("dice", "aji", "pq")}
 
 
@@ -78,7 +74,7 @@ def test_panels(probe: Probe) -> None:
     for sheet in sheets.values():
         assert sheet.dtype == np.uint8
         assert sheet.shape[2] == 3
-    assert sheets["mask_to_tissue"].shape[1] == 6 * 132
+    assert sheets["mask_to_tissue"].shape[1] == 4 * 132, "one style: mask, tissue, mask again, nuclei"
 
 
 def test_bytes_and_units_are_inverse() -> None:

@@ -5,14 +5,14 @@ import torch
 from torch import Tensor
 
 from histo.errors import InputError
-from translate.networks.comod import CoModGenerator, GeneratorSettings, Style
+from translate.networks.comod import CoModGenerator, CoModSettings, Style
 
 NARROW = {"channel_base": 256, "channel_max": 16, "style_width": 8, "mapping_layers": 2, "code_width": 12}
 
 
 def generator_of(resolution: int, **changed: float) -> CoModGenerator:
     torch.manual_seed(0)
-    generator = CoModGenerator(GeneratorSettings(**{**NARROW, **changed}), resolution)  # type: ignore[arg-type]
+    generator = CoModGenerator(CoModSettings(**{**NARROW, **changed}), resolution)  # type: ignore[arg-type]
     for layer in [generator.first, *generator.enlarge, *generator.refine]:
         torch.nn.init.constant_(layer.noise_strength, 0.1)  # zero at birth, which would hide the noise
     return generator.eval()
@@ -147,7 +147,7 @@ def test_without_code_and_skips_the_mask_still_reaches_the_image_through_the_low
 def test_settings_out_of_range(wrong: dict[str, float]) -> None:
     (name,) = wrong
     with pytest.raises(InputError, match=f"generator.{name} is"):
-        GeneratorSettings(**wrong)  # type: ignore[arg-type]
+        CoModSettings(**wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.slow

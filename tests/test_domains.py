@@ -25,19 +25,19 @@ def domains(tile_folder: Path, tmp_path: Path) -> Domains:
 
 
 def test_tiles_that_give_masks_are_never_shown(domains: Domains) -> None:
-    donors = {int(file.stem) for file in domains.masks.files}  # type: ignore[attr-defined]
-    assert donors.isdisjoint(domains.shown)
-    assert donors | set(domains.shown) == set(range(len(domains.tissue)))
-    assert {domains.tissue[k].split for k in range(len(domains.tissue))} == {"train"}
-    assert {domains.holdout[k].split for k in range(len(domains.holdout))} == {"test"}
+    donors = {int(file.stem) for file in domains.source.tiles.files}  # type: ignore[attr-defined]
+    assert donors.isdisjoint(domains.target.shown)
+    assert donors | set(domains.target.shown) == set(range(len(domains.target.tiles)))
+    assert {domains.target.tiles[k].split for k in range(len(domains.target.tiles))} == {"train"}
+    assert {domains.target.holdout[k].split for k in range(len(domains.target.holdout))} == {"test"}
     assert "no pair exists" in domains.origin
 
 
 def test_own_labels_are_unpaired_and_leave_the_test_split_out(tile_folder: Path, tmp_path: Path) -> None:
     domains = open_domains(settings_for(tile_folder, masks=str(tile_folder)), 0, tmp_path, progress=False)
-    giving = {Path(domains.masks[k].key).stem for k in range(len(domains.masks))}
-    showing = {Path(domains.tissue[k].key).stem for k in domains.shown}
-    held_out = {Path(domains.holdout[k].key).stem for k in range(len(domains.holdout))}
+    giving = {Path(domains.source.tiles[k].key).stem for k in range(len(domains.source.tiles))}
+    showing = {Path(domains.target.tiles[k].key).stem for k in domains.target.shown}
+    held_out = {Path(domains.target.holdout[k].key).stem for k in range(len(domains.target.holdout))}
     assert giving
     assert giving.isdisjoint(showing)
     assert giving.isdisjoint(held_out)
@@ -54,28 +54,28 @@ def test_shards_are_learned_from_as_their_folder_is(tile_folder: Path, tmp_path:
         crops = UnpairedCrops(domains, settings, 0)
         found.append((domains, [crops[k] for k in range(12)]))
     (folder, ours), (shards, theirs) = found
-    assert (list(folder.shown), folder.origin) == (list(shards.shown), shards.origin)
-    assert [folder.holdout[k].key for k in range(len(folder.holdout))] == [
-        shards.holdout[k].key for k in range(len(shards.holdout))
+    assert (list(folder.target.shown), folder.origin) == (list(shards.target.shown), shards.origin)
+    assert [folder.target.holdout[k].key for k in range(len(folder.target.holdout))] == [
+        shards.target.holdout[k].key for k in range(len(shards.target.holdout))
     ]
     for a, b in zip(ours, theirs, strict=True):
-        for name in ("tissue", "mask", "foreground"):
+        for name in ("target", "source", "instances"):
             assert torch.equal(a[name], b[name])
 
 
 def test_a_folder_of_masks_keeps_all_tissue(tile_folder: Path, tmp_path: Path) -> None:
     settings = settings_for(tile_folder, masks=str(tile_folder / "labels"))
     domains = open_domains(settings, 0, tmp_path, progress=False)
-    assert len(domains.shown) == len(domains.tissue)
-    assert len(domains.masks) == 10
+    assert len(domains.target.shown) == len(domains.target.tiles)
+    assert len(domains.source.tiles) == 10
 
 
 def test_pseudo_masks_are_made_once(tile_folder: Path, tmp_path: Path) -> None:
     first = open_domains(settings_for(tile_folder), 0, tmp_path, progress=False)
-    times = [file.stat().st_mtime_ns for file in first.masks.files]  # type: ignore[attr-defined]
+    times = [file.stat().st_mtime_ns for file in first.source.tiles.files]  # type: ignore[attr-defined]
     again = open_domains(settings_for(tile_folder), 0, tmp_path, progress=False)
-    assert [file.stat().st_mtime_ns for file in again.masks.files] == times  # type: ignore[attr-defined]
-    assert read_instances(again.masks.files[0]).any()  # type: ignore[attr-defined]
+    assert [file.stat().st_mtime_ns for file in again.source.tiles.files] == times  # type: ignore[attr-defined]
+    assert read_instances(again.source.tiles.files[0]).any()  # type: ignore[attr-defined]
 
 
 def test_an_item_depends_on_its_index_alone(domains: Domains, tile_folder: Path) -> None:
@@ -83,17 +83,17 @@ def test_an_item_depends_on_its_index_alone(domains: Domains, tile_folder: Path)
     forward = [crops[k] for k in range(6)]
     for k in (5, 0, 3):
         again = UnpairedCrops(domains, settings_for(tile_folder), 3)[k]
-        for name in ("tissue", "mask", "foreground"):
+        for name in ("target", "source", "instances"):
             assert torch.equal(forward[k][name], again[name])
-    assert forward[0]["tissue"].shape == (3, 64, 64)
-    assert forward[0]["foreground"].dtype == torch.bool
-    assert not torch.equal(forward[0]["tissue"], UnpairedCrops(domains, settings_for(tile_folder), 4)[0]["tissue"])
+    assert forward[0]["target"].shape == (3, 64, 64)
+    assert forward[0]["instances"].dtype == torch.int32
+    assert not torch.equal(forward[0]["target"], UnpairedCrops(domains, settings_for(tile_folder), 4)[0]["target"])
 
 
 def test_the_mask_image_shows_its_foreground(domains: Domains, tile_folder: Path) -> None:
     item = UnpairedCrops(domains, settings_for(tile_folder), 0)[2]
-    assert torch.equal(item["mask"].amax(0) > 0, item["foreground"][0])
-    assert item["foreground"].any()
+    assert torch.equal(item["source"].amax(0) > 0, item["instances"] > 0)
+    assert item["instances"].any()
 
 
 @pytest.mark.parametrize(("processes", "workers"), [(1, 0), (2, 0), (2, 2), (4, 0)])
@@ -102,7 +102,7 @@ def test_every_tile_once_an_epoch_over_ranks_and_workers(
 ) -> None:
     """From the middle of one epoch on, as a resumed run would: nothing is read but what is shown."""
     crops = UnpairedCrops(domains, settings_for(tile_folder), 0)
-    epoch = len(domains.shown)
+    epoch = len(domains.target.shown)
     assert epoch == 4
     seen = []
     for rank in range(processes):
@@ -110,7 +110,7 @@ def test_every_tile_once_an_epoch_over_ranks_and_workers(
         seen += [k for batch in loader(crops, clock, workers, tmp_path) for k in batch["index"].tolist()]
     assert sorted(seen) == list(range(epoch, 3 * epoch))
     for start in (epoch, 2 * epoch):
-        assert sorted(crops.tissue_order(k) for k in range(start, start + epoch)) == list(range(epoch))
+        assert sorted(crops.target_order(k) for k in range(start, start + epoch)) == list(range(epoch))
 
 
 def test_folders_of_tissue_in_the_shares_asked_for(tile_folder: Path, tmp_path: Path) -> None:
@@ -122,12 +122,13 @@ def test_folders_of_tissue_in_the_shares_asked_for(tile_folder: Path, tmp_path: 
         settings_for(tile_folder, masks="phantom"), tissue=[str(tile_folder), str(other)], tissue_weights=[1, 3]
     )
     domains = open_domains(settings, 0, tmp_path / "m", progress=False)
-    assert domains.sizes == [8, 2]
+    assert domains.target.sizes == [8, 2]
     crops = UnpairedCrops(domains, settings, 0)
-    shown = [int(domains.shown[crops.tissue_order(k)]) for k in range(40)]
+    shown = [int(domains.target.shown[crops.target_order(k)]) for k in range(40)]
     assert sum(position >= 8 for position in shown) == 30
     with pytest.raises(InputError, match=r"weights \[1, 3, 1\] do not fit 2 sources"):
-        UnpairedCrops(domains, replace(settings, tissue_weights=[1, 3, 1]), 0)
+        wrong = open_domains(replace(settings, tissue_weights=[1, 3, 1]), 0, tmp_path / "m", progress=False)
+        UnpairedCrops(wrong, settings, 0)
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])

@@ -400,7 +400,7 @@ def test_links_out_of_a_folder_of_masks(outside: Path, tile_folder: Path, tmp_pa
 
     assert "is a link to" in refusal(lambda: masks("error"), folder / "link.png")
     domains = masks("skip")
-    assert [file.name for file in domains.masks.files] == ["a.png", "b.png"]
+    assert [file.name for file in domains.source.tiles.files] == ["a.png", "b.png"]
     assert [path for path, _ in domains.skipped] == [folder / "cut.png", folder / "link.png"]
 
 

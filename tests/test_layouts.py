@@ -25,7 +25,8 @@ from histo.running.runs import RunFolder
 from histo.running.settings import as_yaml, read_settings
 from histo.tiles import Tile
 from translate.domains import DataSettings, open_domains
-from translate.recipe import FIXED, PRESET, Recipe
+from translate.methods.unitpath import Recipe
+from translate.recipe import PRESET
 from translate.stream import UnpairedCrops
 from translate.train import main
 
@@ -396,15 +397,17 @@ def test_drawn_maps_measure_as_real_ones(folder: str) -> None:
 def test_layouts_show_all_tissue_at_its_own_magnification(tile_folder: Path, tmp_path: Path) -> None:
     settings = DataSettings(tissue=str(tile_folder), masks="layout", tile_size=64, workers=0)
     domains = open_domains(settings, 0, tmp_path, progress=False)
-    assert len(domains.shown) == len(domains.tissue) == 8
+    assert len(domains.target.shown) == len(domains.target.tiles) == 8
     assert "data.layout" in domains.origin
-    tile = domains.masks[0]
+    tile = domains.source.tiles[0]
     assert (tile.mpp, instances_of(tile).shape) == (0.5, (64, 64))
     item = UnpairedCrops(domains, settings, 0)[3]
-    assert item["mask"].shape == (3, 64, 64)
-    assert item["foreground"].any()
+    assert item["source"].shape == (3, 64, 64)
+    assert item["instances"].any()
     dense = replace(settings, layout=replace(LayoutSettings(), density=15_000))
-    there = [np.mean(instances_of(open_domains(one, 0, tmp_path, False).masks[2]) > 0) for one in (settings, dense)]
+    there = [
+        np.mean(instances_of(open_domains(one, 0, tmp_path, False).source.tiles[2]) > 0) for one in (settings, dense)
+    ]
     assert there[1] > 1.5 * there[0]
 
 
@@ -413,7 +416,7 @@ def test_layouts_of_an_unknown_magnification_are_refused(tile_folder: Path, tmp_
     with pytest.raises(InputError, match=r"the layout prior needs it; give --data\.mpp"):
         open_domains(settings, 0, tmp_path, progress=False)
     domains = open_domains(replace(settings, mpp=0.25), 0, tmp_path, progress=False)
-    assert domains.masks[0].mpp == 0.25
+    assert domains.source.tiles[0].mpp == 0.25
 
 
 def test_a_resumed_run_keeps_its_layout(tmp_path: Path) -> None:
@@ -421,10 +424,10 @@ def test_a_resumed_run_keeps_its_layout(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
     run.create(as_yaml(recipe))
     (run.path / "log.jsonl").touch()  # as soon as something was made, its settings hold
-    run.refuse_other_settings(asdict(recipe), FIXED)
+    run.refuse_other_settings(asdict(recipe), Recipe.FIXED)
     recipe.data.layout = replace(recipe.data.layout, density=1234.0)
     with pytest.raises(InputError, match=r"--data\.layout\.density is 1234\.0"):
-        run.refuse_other_settings(asdict(recipe), FIXED)
+        run.refuse_other_settings(asdict(recipe), Recipe.FIXED)
 
 
 def test_settings_are_shown_and_set(capsys: pytest.CaptureFixture[str]) -> None:

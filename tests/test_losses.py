@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from histo.errors import InputError
-from translate.losses import LossSettings, NonFiniteLoss, weighted_sum
+from translate.losses import NonFiniteLoss, weighted_sum
 from translate.losses.adversarial import (
     least_squares,
     least_squares_generator,
@@ -17,6 +17,7 @@ from translate.losses.adversarial import (
 )
 from translate.losses.cycle import cycle
 from translate.losses.guidance import semantic
+from translate.methods.unitpath import LossSettings
 
 
 def minus_log_sigmoid(x: float) -> float:

@@ -21,8 +21,8 @@ from histo.randomness import draws
 from histo.running.tracking import read_log
 from histo.tiles import open_tiles
 from translate.comparison import SetSums, compare_sets, score_generator
-from translate.networks import comod
-from translate.networks.comod import CoModGenerator, GeneratorSettings
+from translate.networks import generators
+from translate.networks.comod import CoModGenerator, CoModSettings
 from translate.rendering import MaskDraws, TissueDraws, open_run, render
 from translate.score import main
 
@@ -201,8 +201,8 @@ def test_a_run_without_exports(toy_run: Path, tmp_path: Path) -> None:
 
 
 def test_a_generator_file_is_read_back(toy_run: Path) -> None:
-    generator, card = comod.load(toy_run / "export" / "generator.safetensors")
-    expected = CoModGenerator(GeneratorSettings(**card["settings"]), card["tile_size"]).eval()
+    generator, card = generators.load(toy_run / "export" / "generator.safetensors")
+    expected = generators.build_generator(generators.GeneratorSettings(**card["settings"]), card["tile_size"]).eval()
     expected.load_state_dict(load_file(toy_run / "export" / "generator.safetensors"))
     masks = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     style = expected.style(0, "style", [3, 4], training=False)
@@ -232,7 +232,7 @@ def test_generator_cards_that_do_not_fit(change: dict[str, Any], toy_run: Path, 
     path = tmp_path / "generator.safetensors"
     write_card(path, load_file(source), card | change | {"settings": settings})
     with pytest.raises(InputError, match=r"generator\.safetensors does not fit its card's settings"):
-        comod.load(path)
+        generators.load(path)
 
 
 class Ignores(torch.nn.Module):
@@ -241,7 +241,7 @@ class Ignores(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.style = CoModGenerator(GeneratorSettings(512, 16, 16, 2, 32), 64).style
+        self.style = CoModGenerator(CoModSettings(512, 16, 16, 2, 32), 64).style
 
     def forward(self, mask: torch.Tensor, *style: Any) -> torch.Tensor:
         return mask + self.weight

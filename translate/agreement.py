@@ -18,14 +18,14 @@ from histo.metrics import InstanceScores, compare, mean_scores
 from histo.randomness import draws
 from histo.segmenters import instances_of
 from histo.segmenters import segment as segment_by_network
-from histo.tiles import Tile
+from histo.tiles import Tile, Tiles
 from histo.watershed import segment as segment_by_watershed
 from translate.domains import DataSettings, Domains
 from translate.engine import Translator
 from translate.stream import nucleated_crop
 
 METRICS = ("dice", "aji", "pq")
-MASKS = 16
+INPUTS = 16
 HELD_OUT = 24
 
 
@@ -33,43 +33,53 @@ HELD_OUT = 24
 class Probe:
     """The fixed inputs of panels and checks.
 
-    nuclei: instance maps int32 [r, r]; masks: float [K, 3, r, r] in [-1, 1], drawn from them.
-    tissue: float [K, 3, r, r] in [-1, 1], crops of tiles never trained on where there are any.
-    held_out: crops of labelled tiles never trained on, twice the tile size.
-    mpp: µm/px of generated tissue, None where unknown.
+    source: float [K, 3, r, r] in [-1, 1], mask images or tissue; nuclei: the instance maps int32 [r, r] they show, of
+        tissue its labels or else those of the watershed, None where neither is to be had.
+    target: float [K, 3, r, r] in [-1, 1], tissue, of tiles never trained on where there are any.
+    held_out: crops of labelled target tiles never trained on, twice the tile size.
+    mpp: µm/px of what is drawn from the source, None where unknown.
     """
 
-    nuclei: list[NDArray[np.int32]]
-    masks: Tensor
-    tissue: Tensor
+    source: Tensor
+    nuclei: list[NDArray[np.int32]] | None
+    target: Tensor
     held_out: list[Tile]
     mpp: float | None
 
     @classmethod
     def draw(cls, domains: Domains, settings: DataSettings, seed: int) -> "Probe":
         """Choose inputs that stay the same for the whole run and all of its lives."""
-        masks = [
-            nucleated_crop(domains.masks[k], settings, draws(seed, "probe mask", k))
-            for k in _spread(len(domains.masks), MASKS)
-        ]
-        drawn = [encode(_nuclei(tile), tile.types, draws(seed, "probe fill", k)) for k, tile in enumerate(masks)]
-        if len(domains.holdout):
-            source = [domains.holdout[k] for k in _spread(len(domains.holdout), MASKS)]
-        else:
-            source = [domains.tissue[domains.shown[k]] for k in _spread(len(domains.shown), MASKS)]
-        tissue = [
-            crop(tile, settings.tile_size, draws(seed, "probe tissue", k), turn=False) for k, tile in enumerate(source)
-        ]
+        size, holdout = settings.tile_size, domains.target.holdout
+
+        def crops(tiles: Tiles, stream: str) -> list[Tile]:
+            chosen = enumerate(tiles[k] for k in _spread(len(tiles), INPUTS))
+            return [crop(tile, size, draws(seed, stream, k), turn=False) for k, tile in chosen]
+
+        target = crops(domains.target.seen, "probe tissue")
         held_out = [
-            crop(domains.holdout[k], 2 * settings.tile_size, draws(seed, "probe held out", k), turn=False)
-            for k in _spread(len(domains.holdout), HELD_OUT)
+            crop(holdout[k], 2 * size, draws(seed, "probe held out", k), turn=False)
+            for k in _spread(len(holdout), HELD_OUT)
         ]
+        nuclei: list[NDArray[np.int32]] | None
+        if settings.between_tissues:
+            source = crops(domains.source.seen, "probe source")
+            drawn, nuclei, mpp = [tile.image for tile in source], _known_nuclei(source), source[0].mpp
+        else:
+            tiles = domains.source.tiles
+            source = [
+                nucleated_crop(tiles[k], settings, draws(seed, "probe mask", k)) for k in _spread(len(tiles), INPUTS)
+            ]
+            nuclei, mpp = [_nuclei(tile) for tile in source], target[0].mpp
+            drawn = [
+                encode(_nuclei(tile), tile.types, draws(seed, "probe fill", k), settings.mask_form)
+                for k, tile in enumerate(source)
+            ]
         return cls(
-            [_nuclei(tile) for tile in masks],
             to_unit(np.stack(drawn)),
-            to_unit(np.stack([tile.image for tile in tissue])),
+            nuclei,
+            to_unit(np.stack([tile.image for tile in target])),
             [tile for tile in held_out if tile.instances is not None],
-            tissue[0].mpp,
+            mpp,
         )
 
 
@@ -77,21 +87,23 @@ class Probe:
 def measure(probe: Probe, translator: Translator) -> dict[str, float]:
     """Agreement of content by the averaged networks, as scalars for the log.
 
-    `content/segmenter_*`: nuclei of x against S(G(x)); `content/watershed_*`: against the watershed on G(x), where the
-    µm/px is known; `holdout/*`: S against labels. Each as Dice, AJI and PQ in [0, 1].
+    `content/segmenter_*`: nuclei of the source x against those S reads in G(x); `content/watershed_*`: against the
+    watershed on G(x), where the µm/px is known; `holdout/*`: S against labels. Each as Dice, AJI and PQ in [0, 1];
+    those that a method has no network for are left out.
     """
-    generator, segmenter = translator.generator_average, translator.segmenter_average
     device = translator.accelerator.device
+    values: dict[str, float] = {}
     with translator.accelerator.autocast():
-        style = translator.style("probe style", list(range(len(probe.masks))), training=False)
-        tissue = generator(probe.masks.to(device), *style)
-        reading = segmenter(tissue)
-    found = [instances_of(reading, k) for k in range(len(tissue))]
-    values = means("content/segmenter", _compare(probe.nuclei, found))
-    if probe.mpp is not None:
-        found = [segment_by_watershed(image, probe.mpp) for image in to_bytes(tissue)]
-        values |= means("content/watershed", _compare(probe.nuclei, found))
-    if probe.held_out:
+        drawn = translator.to_target(probe.source.to(device), "probe style", list(range(len(probe.source))))
+        reading = translator.reader(drawn) if translator.reader and drawn is not None else None
+    if drawn is not None and probe.nuclei is not None:
+        if reading is not None:
+            found = [instances_of(reading, k) for k in range(len(drawn))]
+            values |= means("content/segmenter", _compare(probe.nuclei, found))
+        if probe.mpp is not None:
+            found = [segment_by_watershed(image, probe.mpp) for image in to_bytes(drawn)]
+            values |= means("content/watershed", _compare(probe.nuclei, found))
+    if probe.held_out and translator.reader:
         values |= means("holdout", score_segmenter(probe.held_out, translator))
     return values
 
@@ -99,9 +111,9 @@ def measure(probe: Probe, translator: Translator) -> dict[str, float]:
 @torch.no_grad()
 def score_segmenter(tiles: list[Tile], translator: Translator) -> list[InstanceScores]:
     """The averaged S against the labels of whole tiles."""
-    segmenter = translator.segmenter_average
+    assert translator.reader
     with translator.accelerator.autocast():
-        found = [segment_by_network(segmenter, tile.image, translator.tile_size) for tile in tiles]
+        found = [segment_by_network(translator.reader, tile.image, translator.tile_size) for tile in tiles]
     return _compare([_nuclei(tile) for tile in tiles], found)
 
 
@@ -131,6 +143,15 @@ def _nuclei(tile: Tile) -> NDArray[np.int32]:
     if tile.instances is None:
         raise ValueError(f"{tile.key} has no instance map")
     return tile.instances
+
+
+def _known_nuclei(tiles: list[Tile]) -> list[NDArray[np.int32]] | None:
+    """Labels of tissue, or else what the watershed finds in it; None for tissue of unknown µm/px without labels."""
+    if all(tile.instances is not None for tile in tiles):
+        return [_nuclei(tile) for tile in tiles]
+    if any(tile.mpp is None for tile in tiles):
+        return None
+    return [segment_by_watershed(tile.image, tile.mpp) for tile in tiles]
 
 
 def _compare(truths: list[NDArray[np.int32]], found: list[NDArray[np.int32]]) -> list[InstanceScores]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from histo.features import Extractor
@@ -19,7 +19,6 @@ from histo.segmenters import Segmenter, instances_of
 from histo.watershed import segment as segment_by_watershed
 from translate.agreement import means, to_bytes
 from translate.fidelity import Kept, Moments, frechet, kid, mean_pairwise_distance
-from translate.networks.comod import CoModGenerator
 from translate.rendering import MaskDraws, render
 from translate.staining import Staining, stain_distance
 
@@ -112,7 +111,7 @@ def compare_sets(real: SetSums, generated: SetSums, subset: int, subsets: int, s
 
 
 def score_generator(
-    generator: CoModGenerator,
+    generator: nn.Module,
     segmenter: Segmenter,
     masks: MaskDraws,
     generated: SetSums,
@@ -157,7 +156,7 @@ def score_generator(
 
 
 def _diversity(
-    generator: CoModGenerator,
+    generator: nn.Module,
     masks: MaskDraws,
     extractor: Extractor,
     count: int,

@@ -1,4 +1,7 @@
-"""The two unpaired domains, tissue tiles and nucleus masks: where they come from, and that no pair is among them."""
+"""The two unpaired domains: nucleus masks and tissue, or tissue and other tissue.
+
+Where they come from, and that no pair is among them.
+"""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -9,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from histo.codec import Form
 from histo.errors import InputError, writing
 from histo.layouts import Layouts, LayoutSettings
 from histo.masks import mask_files, read_instances, write_instances
@@ -29,11 +33,16 @@ class DataSettings:
 
     tissue: list[str] | str = "phantom"
     """folder of tiles or of shards, several as [a, b], or phantom: procedural tissue made on the fly"""
+    target: list[str] | str | None = None
+    """folder of tiles or of shards: translate the tissue into tissue like this instead of to and from masks"""
     tissue_weights: list[float] | None = None
     """share of each folder of tissue in what is shown, [1, 1] for evenly; null shows every tile equally often"""
     masks: str = "watershed"
     """folder of instance maps or of tiles with masks; watershed: pseudo-masks of other tiles of the tissue; layout:
     drawn from data.layout; phantom"""
+    mask_form: Form = "paper"
+    """how masks are drawn. paper: outline red, nuclei filled green and blue by type; two_channel: no outline; grey: no
+    types either; binary: no texture either"""
     layout: LayoutSettings = field(default_factory=LayoutSettings)
     """what masks: layout draws; `nucleate layout fit` writes it"""
     mpp: float | None = None
@@ -63,6 +72,11 @@ class DataSettings:
         if not 0 <= self.workers <= 64:
             raise InputError(f"data.workers is {self.workers}, expected 0 to 64 processes.")
 
+    @property
+    def between_tissues(self) -> bool:
+        """Whether both domains are tissue, and there are no masks."""
+        return self.target is not None
+
 
 class MaskSet:
     """Instance maps from files, as tiles of no tissue."""
@@ -90,29 +104,46 @@ class MaskSet:
 
 
 @dataclass
-class Domains:
-    """What a run learns from and is checked on; `tissue` and `masks` share no tile.
+class Domain:
+    """One side of a translation.
 
-    tissue: tiles; shown: the positions in them that are learned from; sizes: how many of those each source has.
-    masks: instance maps of other origin.
-    holdout: tiles never learned from, with instance maps where labels exist.
-    origin: one sentence on where the masks come from.
+    tiles: tissue, or instance maps as tiles of no tissue; shown: the positions in them that are learned from; sizes:
+    how many of those each source has.
+    holdout: tiles never learned from, with instance maps where labels exist; empty for masks.
+    weights: share of each source in what is shown; None: every tile equally often.
+    """
+
+    tiles: Tiles
+    shown: NDArray[np.int64]
+    sizes: list[int]
+    holdout: Tiles
+    weights: list[float] | None = None
+
+    @property
+    def seen(self) -> Tiles:
+        """What to look at: tiles never learned from where there are any."""
+        return self.holdout if len(self.holdout) else self.tiles
+
+
+@dataclass
+class Domains:
+    """What a run learns from and is checked on; source and target share no tile.
+
+    source: masks, or tissue to translate; target: tissue.
+    origin: one sentence on where the source comes from.
     facts: what the domains are, by name, for people.
     skipped: unreadable files that on_bad=skip left out, with the reason.
     """
 
-    tissue: Tiles
-    shown: NDArray[np.int64]
-    sizes: list[int]
-    masks: Tiles
-    holdout: Tiles
+    source: Domain
+    target: Domain
     origin: str
     facts: dict[str, str]
     skipped: list[tuple[Path, str]]
 
 
 def open_domains(settings: DataSettings, seed: int, folder: Path | None, progress: bool) -> Domains:
-    """Open tissue, masks and held-out tiles as the settings name them.
+    """Open the two domains and held-out tiles as the settings name them.
 
     Args:
         folder: where pseudo-masks are kept; they are made once, and found again by a resumed run. None: none are made,
@@ -123,72 +154,92 @@ def open_domains(settings: DataSettings, seed: int, folder: Path | None, progres
         InputError: a path that does not exist or holds nothing usable, unknown µm/px where it is needed, masks without
             a single nucleus.
     """
-    tissue, holdout = _open_tissue(settings, seed)
-    everything = np.arange(len(tissue))
-    order = draws(seed, "donors", 0).permutation(len(tissue))
+    tissue, bad = _open_tissue(settings.tissue, settings, seed)
+    tissue.weights = settings.tissue_weights
+    if settings.target is not None:
+        target, bad_target = _open_tissue(settings.target, settings, seed)
+        origin = f"{tissue.tiles.describe()}; never paired with the target"
+        domains = Domains(tissue, target, origin, {"source": tissue.tiles.describe()}, bad)
+        domains.facts["target"] = target.tiles.describe()
+        bad_masks = bad_target
+    else:
+        masks, origin, bad_masks = _open_masks(settings, seed, tissue, folder, progress)
+        if folder is not None:
+            _refuse_useless(masks, settings.masks)
+        source = Domain(masks, np.arange(len(masks)), [len(masks)], MaskSet([], 0))
+        domains = Domains(source, tissue, origin, {"tissue": tissue.tiles.describe()}, bad)
+        domains.facts["masks"] = origin
+    held_out = domains.target.holdout
+    domains.facts["held out"] = held_out.describe() if len(held_out) else "none"
+    if settings.tissue_weights is not None:
+        domains.facts["tissue" if domains.target is tissue else "source"] += (
+            f" · shown in shares {settings.tissue_weights}"
+        )
+    domains.skipped = bad + [item for item in bad_masks if item not in bad]
+    if domains.skipped:
+        domains.facts["skipped"] = f"{len(domains.skipped)} unreadable files, listed at the end"
+    return domains
+
+
+def _open_masks(
+    settings: DataSettings, seed: int, tissue: Domain, folder: Path | None, progress: bool
+) -> tuple[Tiles, str, list[tuple[Path, str]]]:
+    """Masks, where they come from, and unreadable ones; `tissue` no longer shows the tiles that give masks."""
+    tiles = tissue.tiles
+    order = draws(seed, "donors", 0).permutation(len(tiles))
     donors, others = np.sort(order[::2]), np.sort(order[1::2])
-    masks: Tiles
-    bad_masks: list[tuple[Path, str]] = []
     if settings.masks == "watershed":
         if not len(others):
             raise InputError(
                 "Watershed pseudo-masks need two tissue tiles or more: some to show, some to read masks from."
             )
-        shown = others
-        masks = MaskSet(_watershed_masks(tissue, donors, folder, progress), settings.cache_mb)
-        origin = f"watershed pseudo-masks of {_apart(donors, others)}"
-    elif settings.masks == "phantom":
-        shown, masks = everything, _phantom(settings, seed + 1, "train")
-        origin = "exact masks of phantom tissue of another seed"
-    elif settings.masks == "layout":
-        shown, masks = everything, _layouts(settings, seed, tissue)
+        _show(tissue, others)
+        masks = MaskSet(_watershed_masks(tiles, donors, folder, progress), settings.cache_mb)
+        return masks, f"watershed pseudo-masks of {_apart(donors, others)}", []
+    if settings.masks == "phantom":
+        return _phantom(settings, seed + 1, "train"), "exact masks of phantom tissue of another seed", []
+    if settings.masks == "layout":
         origin = "layouts drawn from data.layout without any tissue; all tissue tiles are shown, and no pair exists"
-    elif (Path(settings.masks) / "tiles.csv").is_file() or is_shards(Path(settings.masks)):
-        labelled, bad_masks = _labelled(settings)
-        images = {entry.path.resolve() for entry in tissue.entries} if isinstance(tissue, TileSet) else set()
-        if images.isdisjoint(entry.path.resolve() for entry in labelled):
-            shown, origin = everything, f"{len(labelled)} instance maps of the tiles of {settings.masks}"
-        else:  # the tissue's own labels: half of the tiles give masks, the other half are shown
-            assert isinstance(tissue, TileSet)
-            giving = {tissue.entries[k].path.resolve() for k in donors}
+        return _layouts(settings, seed, tiles), origin, []
+    if (Path(settings.masks) / "tiles.csv").is_file() or is_shards(Path(settings.masks)):
+        labelled, bad = _labelled(settings)
+        images = {entry.path.resolve() for entry in tiles.entries} if isinstance(tiles, TileSet) else set()
+        origin = f"{len(labelled)} instance maps of the tiles of {settings.masks}"
+        if not images.isdisjoint(entry.path.resolve() for entry in labelled):
+            # the tissue's own labels: half of the tiles give masks, the other half are shown
+            assert isinstance(tiles, TileSet)
+            giving = {tiles.entries[k].path.resolve() for k in donors}
             labelled = labelled.take([k for k, entry in enumerate(labelled) if entry.path.resolve() in giving])
-            shown, origin = others, f"labels of {_apart(donors, others)}"
-        masks = TileSet(labelled, cache_mb=settings.cache_mb)
-    else:
-        if not Path(settings.masks).is_dir():
-            raise InputError(
-                f"--data.masks {settings.masks!r} is no folder; expected a folder of masks, watershed, layout or "
-                "phantom."
-            )
-        files, bad_masks = mask_files(Path(settings.masks), settings.on_bad)
-        shown, masks = everything, MaskSet(files, settings.cache_mb)
-        origin = f"{len(files)} instance maps of {settings.masks}"
-    if folder is not None:
-        _refuse_empty(masks, settings.masks)
-    facts = {"tissue": tissue.describe(), "held out": holdout.describe() if len(holdout) else "none", "masks": origin}
-    if settings.tissue_weights is not None:
-        facts["tissue"] += f" · shown in shares {settings.tissue_weights}"
-    skipped = tissue.bad if isinstance(tissue, TileSet) else []
-    skipped = skipped + [item for item in bad_masks if item not in skipped]
-    if skipped:
-        facts["skipped"] = f"{len(skipped)} unreadable files, listed at the end"
-    return Domains(tissue, shown, _sizes(tissue, shown), masks, holdout, origin, facts, skipped)
+            _show(tissue, others)
+            origin = f"labels of {_apart(donors, others)}"
+        return TileSet(labelled, cache_mb=settings.cache_mb), origin, bad
+    if not Path(settings.masks).is_dir():
+        raise InputError(
+            f"--data.masks {settings.masks!r} is no folder; expected a folder of masks, watershed, layout or phantom."
+        )
+    files, bad = mask_files(Path(settings.masks), settings.on_bad)
+    return MaskSet(files, settings.cache_mb), f"{len(files)} instance maps of {settings.masks}", bad
 
 
-def _open_tissue(settings: DataSettings, seed: int) -> tuple[Tiles, Tiles]:
-    if settings.tissue == "phantom":
-        return _phantom(settings, seed, "train"), _phantom(settings, seed, "test")
-    everything = open_tiles(settings.tissue, mpp=settings.mpp, on_bad=settings.on_bad, cache_mb=settings.cache_mb)
+def _show(domain: Domain, positions: NDArray[np.int64]) -> None:
+    domain.shown, domain.sizes = positions, _sizes(domain.tiles, positions)
+
+
+def _open_tissue(paths: list[str] | str, settings: DataSettings, seed: int) -> tuple[Domain, list[tuple[Path, str]]]:
+    """Tissue to learn from and to hold out, all of it shown, and the unreadable files."""
+    if paths == "phantom":
+        tiles: Tiles = _phantom(settings, seed, "train")
+        return Domain(tiles, np.arange(len(tiles)), [len(tiles)], _phantom(settings, seed, "test")), []
+    everything = open_tiles(paths, mpp=settings.mpp, on_bad=settings.on_bad, cache_mb=settings.cache_mb)
     splits = [entry.split for entry in everything.entries]
     learned = everything.entries.take([k for k, split in enumerate(splits) if split in (settings.split, None)])
     apart = everything.entries.take([k for k, split in enumerate(splits) if split == settings.holdout])
     if not learned:
         present = ", ".join(sorted({str(split) for split in splits}))
-        raise InputError(f"No tissue tile is of --data.split {settings.split!r}; {settings.tissue} has {present}.")
-    return (
-        TileSet(learned, bad=everything.bad, cache_mb=settings.cache_mb),
-        TileSet(apart, cache_mb=settings.cache_mb),
-    )
+        raise InputError(f"No tissue tile is of --data.split {settings.split!r}; {paths} has {present}.")
+    tiles, holdout = (TileSet(part, cache_mb=settings.cache_mb) for part in (learned, apart))
+    shown = np.arange(len(tiles))
+    return Domain(tiles, shown, _sizes(tiles, shown), holdout), everything.bad
 
 
 def _phantom(settings: DataSettings, seed: int, split: Literal["train", "test"]) -> PhantomTissue:
@@ -249,9 +300,18 @@ def _watershed_masks(tissue: Tiles, donors: NDArray[np.int64], folder: Path | No
     return files
 
 
-def _refuse_empty(masks: Tiles, named: str) -> None:
+def _refuse_useless(masks: Tiles, named: str) -> None:
+    """Masks that show a translator nothing: no nucleus anywhere, or nothing but nucleus."""
+    nuclei = False
     for index in range(len(masks)):
         instances = masks[index].instances
         if instances is not None and instances.any():
-            return
+            nuclei = True
+            if not instances.all():
+                return
+    if nuclei:
+        raise InputError(
+            f"The masks of {named!r} are nucleus from edge to edge, expected background between nuclei; 0 is "
+            "background."
+        )
     raise InputError(f"None of the {len(masks)} masks of {named!r} holds a nucleus; check the masks or the µm/px.")

@@ -1,174 +1,246 @@
-"""One training step of translation: the networks, their optimisers and averages, and the order of the passes.
+"""What every method of translation shares: networks, averages, optimisers, their state, and one update of weights."""
 
-Data flow of a step (UNITPathSSL, figure 2): x → G → ŷ → S → x_rec and nuclei;  y → S → x̂ → G → y_rec;  D_tissue judges
-ŷ against y, D_mask judges x̂ against x. What D_tissue sees, real or generated, is augmented (translate/ada.py).
-"""
-
+from abc import ABC, abstractmethod
+from collections import defaultdict
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recomputed
 
 from histo.errors import InputError
 from histo.running.checkpoints import Checkpoint, optimizer_tensors, restore_optimizer
 from histo.running.processes import average_gradients, together
-from histo.segmenters import Segmenter, layout
-from translate.ada import AdaptiveAugmentation
+from histo.segmenters import Reader, Segmenter, layout
 from translate.losses import weighted_sum
-from translate.losses.adversarial import (
-    least_squares,
-    least_squares_generator,
-    logistic,
-    non_saturating,
-    r1_penalty,
-)
-from translate.losses.cycle import cycle
-from translate.losses.guidance import semantic
-from translate.networks.comod import CoModGenerator
-from translate.networks.discriminators import PatchDiscriminator, TissueDiscriminator
 from translate.recipe import Recipe
 from translate.replay import ReplayBuffer
-
-BETA2 = 0.99
 
 
 @dataclass
 class Batch:
     """This process's tiles of one step, on the device.
 
-    tissue: float [N, 3, r, r] in [-1, 1]; mask: float [N, 3, r, r] in [-1, 1]; foreground: bool [N, 1, r, r];
+    source: float [N, 3, r, r] in [-1, 1], mask images or tissue to translate; target: the same of tissue.
     indices: global image index of each.
+    instances: int32 [N, r, r], those that the mask images show; None where the source is tissue.
+    flows: float [N, 2, r, r] of these instances, where the guidance needs them.
     """
 
-    tissue: Tensor
-    mask: Tensor
-    foreground: Tensor
+    source: Tensor
+    target: Tensor
     indices: list[int]
+    instances: Tensor | None = None
+    flows: Tensor | None = None
 
+    @classmethod
+    def of(cls, items: dict[str, Any], device: torch.device) -> "Batch":
+        """From what the loader collates (see `translate.stream.UnpairedCrops`)."""
 
-class Translator:
-    """G, S, D_tissue and D_mask with everything that changes while they train."""
+        def image(name: str) -> Tensor:
+            scaled = items[name].to(device, non_blocking=True).float() / 127.5 - 1
+            return scaled.contiguous(memory_format=torch.channels_last)
 
-    def __init__(self, recipe: Recipe, accelerator: Accelerator) -> None:
-        self.loss, self.train, self.seed, self.accelerator = recipe.loss, recipe.train, recipe.seed, accelerator
-        self.tile_size = recipe.data.tile_size
-        torch.manual_seed(self.seed)  # initial weights only; every later draw is keyed by image index
-        self.networks: dict[str, nn.Module] = {
-            "generator": CoModGenerator(recipe.generator, self.tile_size),
-            "segmenter": Segmenter(recipe.segmenter),
-            "tissue_discriminator": TissueDiscriminator(recipe.discriminator, self.tile_size),
-            "mask_discriminator": PatchDiscriminator(recipe.discriminator, self.tile_size),
-        }
-        for name, network in self.networks.items():
-            order = layout(accelerator.device) if name == "segmenter" else torch.channels_last
-            network.to(accelerator.device, memory_format=order)  # type: ignore[call-overload]
-        self.generator_average: CoModGenerator = deepcopy(self.networks["generator"])  # type: ignore[assignment]
-        self.segmenter_average: Segmenter = deepcopy(self.networks["segmenter"])  # type: ignore[assignment]
-        self.averages: dict[str, nn.Module] = {
-            "generator": self.generator_average,
-            "segmenter": self.segmenter_average,
-        }
-        for average in self.averages.values():
-            average.requires_grad_(False).eval()
-        self.generator, self.segmenter, self.tissue_judge, self.mask_judge = (
-            torch.compile(network) if self.train.compile else network for network in self.networks.values()
-        )
-        self.optimizers = {
-            "translators": self._adam(self.train.learning_rate, "generator", "segmenter"),
-            "judges": self._adam(self.train.judge_learning_rate, "tissue_discriminator", "mask_discriminator"),
-        }
-        self.replay = ReplayBuffer(self.seed)
-        self.ada = AdaptiveAugmentation(recipe.ada, self.seed)
-        self.images = 0
+        known = {name: items[name].to(device, non_blocking=True) for name in ("instances", "flows") if name in items}
+        return cls(image("source"), image("target"), items["index"].tolist(), **known)
 
-    def _adam(self, rate: float, *names: str) -> torch.optim.Optimizer:
-        parameters = [p for name in names for p in self.networks[name].parameters()]
-        betas = (self.train.momentum, BETA2)
-        return torch.optim.Adam(parameters, lr=rate, betas=betas, eps=1e-8, fused=True)
-
-    def step(self, batch: Batch) -> dict[str, Tensor]:
-        """Train all four networks on one batch; returns the unweighted terms by name, detached.
+    def split(self, parts: int) -> list["Batch"]:
+        """Runs of neighbours, all of one size.
 
         Raises:
-            InputError: a loss or ADA's statistic is not finite, here or in another process; raised before it moves a
-                weight or a probability.
+            InputError: that cannot be.
         """
-        terms, fake_tissue, fake_mask = self._train_translators(batch)
-        terms |= self._train_judges(batch, fake_tissue, fake_mask)
-        self._average(self.train.batch_size)
-        return {name: term.detach() for name, term in terms.items()}
+        size = len(self.indices) // parts
+        if size * parts != len(self.indices):
+            raise InputError(
+                f"train.accumulation is {parts}, expected a divisor of the {len(self.indices)} tiles that each process "
+                "takes of a batch."
+            )
+        runs = [slice(k * size, (k + 1) * size) for k in range(parts)]
+        return [
+            Batch(
+                self.source[run],
+                self.target[run],
+                self.indices[run],
+                *(None if tensor is None else tensor[run] for tensor in (self.instances, self.flows)),
+            )
+            for run in runs
+        ]
 
-    def _train_translators(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        self._judges_learn(False)
-        guided = self.loss.guidance_kind == "semantic"
-        render, render_again = (self.style(stream, batch.indices) for stream in ("style", "style of cycle"))
-        with self.accelerator.autocast():
-            fake_tissue = self.generator(batch.mask, *render)
-            seen = self.segmenter(fake_tissue, guided)
-            fake_mask = self.segmenter(batch.tissue, False).mask
-            tissue_again = self.generator(fake_mask, *render_again)
-            terms = {
-                "tissue_adversarial": non_saturating(
-                    self.tissue_judge(self.ada.augmented(fake_tissue, "G's tissue", batch.indices))
-                ),
-                "mask_adversarial": least_squares_generator(self.mask_judge(fake_mask)),
-                "cycle_mask": cycle(seen.mask, batch.mask),
-                "cycle_tissue": cycle(tissue_again, batch.tissue),
-            }
-            if guided:
-                terms["guidance"] = semantic(seen.foreground, batch.foreground)
-        weights = {name: getattr(self.loss, name) for name in terms}
-        self._descend("translators", terms, weights)
-        return terms, fake_tissue.detach(), fake_mask.detach()
 
-    def _train_judges(self, batch: Batch, fake_tissue: Tensor, fake_mask: Tensor) -> dict[str, Tensor]:
-        self._judges_learn(True)
-        tissue = self.ada.augmented(batch.tissue, "real tissue", batch.indices)
-        fake_tissue = self.ada.augmented(fake_tissue, "generated tissue", batch.indices)
-        with self.accelerator.autocast():
-            real_logits = self.tissue_judge(tissue)
-            terms = {
-                "tissue_judge": logistic(real_logits, self.tissue_judge(fake_tissue)),
-                "mask_judge": least_squares(self.mask_judge(batch.mask), self.mask_judge(self._replayed(fake_mask))),
-            }
-        step = self.images // self.train.batch_size
-        if self.loss.r1 > 0 and step % self.loss.r1_every == 0:
-            # Of D at the images it sees; StyleGAN2-ADA takes it at the images before augmentation, through the warp,
-            # which needs a second derivative that grid_sample does not have.
-            terms["r1"] = r1_penalty(self.networks["tissue_discriminator"], tissue)
-        weights = {"tissue_judge": 1.0, "mask_judge": 1.0, "r1": self.loss.r1 * self.loss.r1_every}
-        with together():
-            self.ada.observe(real_logits)
-        self._descend("judges", terms, weights)
-        return terms
+@dataclass(frozen=True)
+class Export:
+    """A network that a run hands on: the name and kind of its file, and what rebuilds it."""
 
-    def style(self, stream: str, indices: list[int], training: bool = True) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Random inputs of the generator for global image indices, on the device."""
-        style = self.generator_average.style(self.seed, stream, indices, training).to(self.accelerator.device)
-        return style.z, style.keep, style.noise
+    name: str
+    kind: str
+    network: nn.Module
+    settings: dict[str, Any]
 
-    def _replayed(self, fake_mask: Tensor) -> Tensor:
-        """This process's share of old and new fakes; all keep the same buffer, so that any number of them resumes."""
-        share, rank = len(fake_mask), self.accelerator.process_index
-        step = list(range(self.images, self.images + self.train.batch_size))
-        judged = self.replay.swap(self.accelerator.gather(fake_mask), step)
-        return judged[rank * share : (rank + 1) * share]
 
-    def _judges_learn(self, learn: bool) -> None:
-        for name in ("tissue_discriminator", "mask_discriminator"):
-            self.networks[name].requires_grad_(learn)
+class Update:
+    """One update of an optimiser's weights by the mean loss over the parts of a batch."""
 
-    def _descend(self, name: str, terms: dict[str, Tensor], weights: dict[str, float]) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, parts: int) -> None:
+        self.optimizer, self.parts = optimizer, parts
+        self.terms: dict[str, list[Tensor]] = defaultdict(list)
+        optimizer.zero_grad(set_to_none=True)
+
+    def add(self, terms: dict[str, Tensor], weights: dict[str, float]) -> None:
+        """Take in one part's loss, the weighted sum of named terms, and go back through its graph.
+
+        Raises:
+            InputError: a term is not finite, here or in another process.
+        """
         with together():
             loss = weighted_sum(terms, weights)
-        optimizer = self.optimizers[name]
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        average_gradients(optimizer)
-        optimizer.step()
+        (loss / self.parts).backward()
+        for name, term in terms.items():
+            self.terms[name].append(term.detach())
+
+    def apply(self) -> dict[str, Tensor]:
+        """Change the weights; returns the unweighted terms by name, means over the parts."""
+        average_gradients(self.optimizer)
+        self.optimizer.step()
+        return {name: torch.stack(values).mean() for name, values in self.terms.items()}
+
+
+class Translator(ABC):
+    """The networks of a method with everything that changes while they train.
+
+    A method says which networks there are and what a step does with them; see translate/methods/.
+    """
+
+    TRANSLATORS: ClassVar[tuple[str, ...]]  # networks trained at train.learning_rate
+    JUDGES: ClassVar[tuple[str, ...]]  # discriminators, trained at train.judge_learning_rate
+    AVERAGED: ClassVar[tuple[str, ...]]  # those whose averages over the training are looked at and handed on
+    KEPT: ClassVar[tuple[str, ...]] = ()  # by the second stage; none: the method has no second stage
+
+    def __init__(self, recipe: Recipe, accelerator: Accelerator) -> None:
+        self.recipe, self.train, self.accelerator = recipe, recipe.train, accelerator
+        self.seed, self.tile_size = recipe.seed, recipe.data.tile_size
+        torch.manual_seed(self.seed)  # initial weights only; every later draw is keyed by image index
+        self.networks = self.build()
+        for network in self.networks.values():
+            order = layout(accelerator.device) if isinstance(network, Segmenter) else torch.channels_last
+            network.to(accelerator.device, memory_format=order)  # type: ignore[call-overload]
+        self.averages = {name: deepcopy(self.networks[name]).requires_grad_(False).eval() for name in self.AVERAGED}
+        self.passes = {
+            name: torch.compile(network) if self.train.compile else network for name, network in self.networks.items()
+        }
+        self.optimizers = {
+            "translators": self._adam(recipe.learning_rate(self.train.learning_rate), self.TRANSLATORS),
+            "judges": self._adam(recipe.learning_rate(self.train.judge_learning_rate), self.JUDGES),
+        }
+        self.rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()}
+        self.images = 0
+
+    # What a method gives
+
+    @abstractmethod
+    def build(self) -> dict[str, nn.Module]:
+        """All networks by name, with their initial weights."""
+
+    @abstractmethod
+    def update(self, parts: list[Batch]) -> dict[str, Tensor]:
+        """Train all networks on a batch in parts; returns the unweighted terms by name."""
+
+    @abstractmethod
+    def to_target(self, source: Tensor, stream: str, indices: list[int]) -> Tensor | None:
+        """Source images, float [N, 3, r, r], as the averaged networks translate them, each in the style of its index
+        where there are styles. None: the method does not learn this direction."""
+
+    @abstractmethod
+    def to_source(self, target: Tensor) -> Tensor | None:
+        """Target images as the averaged networks translate them; None: the method does not learn this direction."""
+
+    @property
+    @abstractmethod
+    def reader(self) -> Reader | None:
+        """The averaged network that finds nuclei in tissue; None: there is none."""
+
+    @abstractmethod
+    def exports(self) -> list[Export]:
+        """The averaged networks that users load."""
+
+    @property
+    def needs_flows(self) -> bool:
+        """Whether batches must bring the flows of their instances."""
+        return False
+
+    def buffers(self) -> dict[str, ReplayBuffer]:
+        """Replay buffers by name, for checkpoints."""
+        return {}
+
+    def facts(self) -> dict[str, Any]:
+        """What else changes while training, for checkpoints: what JSON can hold."""
+        return {}
+
+    def restore_facts(self, facts: dict[str, Any]) -> None:
+        """Put back what `facts` gave out.
+
+        Raises:
+            InputError: it is not such a state.
+        """
+        assert not self.facts(), "a method that gives facts out takes them back"
+
+    def scalars(self) -> dict[str, float]:
+        """What else to log."""
+        return {}
+
+    # What all share
+
+    def step(self, batch: Batch) -> dict[str, Tensor]:
+        """Train all networks on one batch; returns the unweighted terms by name, detached.
+
+        Raises:
+            InputError: a loss or a statistic is not finite, here or in another process; raised before it moves a
+                weight or a probability.
+        """
+        for name, optimizer in self.optimizers.items():
+            for group in optimizer.param_groups:
+                group["lr"] = self.rates[name] * self._decay()
+        terms = self.update(batch.split(self.train.accumulation))
+        self._average(self.train.batch_size)
+        return terms
+
+    def run(self, name: str, *inputs: Any) -> Any:
+        """What a network makes of its inputs, in training."""
+        if self.train.checkpointing:
+            return recomputed(self.passes[name], *inputs, use_reentrant=False, preserve_rng_state=False)
+        return self.passes[name](*inputs)
+
+    def begin(self, optimizer: str, parts: int) -> Update:
+        """Begin an update of the "translators" or the "judges"; only the latter let judges' weights have gradients."""
+        for name in self.JUDGES:
+            self.networks[name].requires_grad_(optimizer == "judges")
+        return Update(self.optimizers[optimizer], parts)
+
+    def replayed(self, buffer: ReplayBuffer, fakes: list[Tensor]) -> list[Tensor]:
+        """Old and new fakes for the parts of this process's batch; all processes keep the same buffer."""
+        mine = torch.cat(fakes)
+        share, rank = len(mine), self.accelerator.process_index
+        step = list(range(self.images, self.images + self.train.batch_size))
+        judged = buffer.swap(self.accelerator.gather(mine), step)
+        return list(judged[rank * share : (rank + 1) * share].chunk(len(fakes)))
+
+    @property
+    def steps(self) -> int:
+        """Steps taken."""
+        return self.images // self.train.batch_size
+
+    def _adam(self, rate: float, names: tuple[str, ...]) -> torch.optim.Optimizer:
+        parameters = [p for name in names for p in self.networks[name].parameters()]
+        betas = (self.train.momentum, self.train.beta2)
+        return torch.optim.Adam(parameters, lr=rate, betas=betas, eps=1e-8, fused=True)
+
+    def _decay(self) -> float:
+        """Factor of the learning rates: 1, and from `decay_from` on a line to 0 at the end."""
+        left = 1 - self.images / self.train.images
+        return min(1.0, left / (1 - self.train.decay_from)) if self.train.decay_from < 1 else 1.0
 
     def _average(self, images: int) -> None:
         self.images += images
@@ -181,21 +253,50 @@ class Translator:
                 for kept, buffer in zip(average.buffers(), self.networks[name].buffers(), strict=True):
                     kept.copy_(buffer)
 
+    # State
+
     def checkpoint(self, facts: dict[str, Any]) -> Checkpoint:
         """Everything that a resumed run needs, on the CPU."""
         tensors = {name: network.state_dict() for name, network in self.networks.items()}
         tensors |= {f"{name}_average": average.state_dict() for name, average in self.averages.items()}
         tensors |= {f"optimizer_{name}": optimizer_tensors(o) for name, o in self.optimizers.items()}
-        tensors["replay"] = self.replay.tensors()
-        return Checkpoint(tensors, {**facts, "images": self.images, "ada": self.ada.facts()})
+        tensors |= {name: buffer.tensors() for name, buffer in self.buffers().items()}
+        return Checkpoint(tensors, {**facts, **self.facts(), "images": self.images})
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint of a translator with the same settings.
 
         Raises:
-            InputError: the checkpoint's networks have another shape, its other tensors other names, or ADA no state.
+            InputError: the checkpoint's networks have another shape, its other tensors other names, or a state is
+                missing.
         """
-        groups = {**self.networks, **{f"{name}_average": average for name, average in self.averages.items()}}
+        self._load(checkpoint, tuple(self.networks))
+        try:
+            for name, optimizer in self.optimizers.items():
+                restore_optimizer(optimizer, checkpoint.tensors[f"optimizer_{name}"])
+            for name, buffer in self.buffers().items():
+                buffer.restore(checkpoint.tensors[name], self.accelerator.device)
+        except (LookupError, ValueError, RuntimeError) as error:
+            raise InputError(
+                f"The checkpoint's optimisers or replayed images do not fit ({type(error).__name__}: {error}); "
+                "resume from another checkpoint."
+            ) from error
+        self.restore_facts(checkpoint.facts)
+        self.images = checkpoint.facts["images"]
+
+    def start_from(self, checkpoint: Checkpoint) -> None:
+        """Begin with the networks of another run: all of them, in the second stage those of `KEPT` alone.
+
+        Raises:
+            InputError: networks of another shape, or no second stage.
+        """
+        if self.recipe.run.stage == 2 and not self.KEPT:
+            raise InputError(f"run.stage is 2, but {self.recipe.method} has one stage only; leave it out.")
+        self._load(checkpoint, self.KEPT if self.recipe.run.stage == 2 else tuple(self.networks))
+
+    def _load(self, checkpoint: Checkpoint, names: tuple[str, ...]) -> None:
+        groups = {name: self.networks[name] for name in names}
+        groups |= {f"{name}_average": self.averages[name] for name in names if name in self.averages}
         for name, network in groups.items():
             try:
                 network.load_state_dict(checkpoint.tensors.get(name, {}))
@@ -205,14 +306,3 @@ class Translator:
                     f"The checkpoint's {name} is of another architecture ({first}); "
                     "use the settings it was trained with, or start a new run."
                 ) from error
-        try:
-            for name, optimizer in self.optimizers.items():
-                restore_optimizer(optimizer, checkpoint.tensors[f"optimizer_{name}"])
-            self.replay.restore(checkpoint.tensors["replay"], self.accelerator.device)
-        except (LookupError, ValueError, RuntimeError) as error:
-            raise InputError(
-                f"The checkpoint's optimisers or replayed masks do not fit ({type(error).__name__}: {error}); "
-                "resume from another checkpoint."
-            ) from error
-        self.ada.restore(checkpoint.facts.get("ada"))
-        self.images = checkpoint.facts["images"]

@@ -1,55 +1,52 @@
 """What a translation run hands on: generator, segmenter and encoder files with their cards."""
 
 import subprocess
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from histo.encoders import write_card
+from histo.segmenters import Segmenter
 from translate.engine import Translator
-from translate.recipe import Recipe
 
 
-def export(translator: Translator, recipe: Recipe, mpp: float | None, facts: dict[str, str], folder: Path) -> None:
-    """Write the averaged networks to `folder`: generator, segmenter (an instance file), encoder (an encoder file).
+def export(translator: Translator, mpp: float | None, facts: dict[str, str], folder: Path) -> None:
+    """Write the averaged networks to `folder`: generators, a segmenter (an instance file) and its encoder (an encoder
+    file), as far as the method has them.
 
     Args:
         mpp: µm/px of the tissue, None where unknown.
-        facts: where tissue and masks came from, as the run printed it.
+        facts: where the two domains came from, as the run printed it.
     """
-    segmenter = translator.segmenter_average
+    recipe = translator.recipe
+    inputs: dict[str, Any] = {"tile_size": recipe.data.tile_size, "mpp": mpp, "in_channels": 3}
+    if not recipe.data.between_tissues:
+        inputs["mask_form"] = recipe.data.mask_form
     made = {
         "trained_by": "nucleate translate/train.py",
+        "method": recipe.method,
         "images_seen": translator.images,
-        "tissue": facts["tissue"],
-        "masks": facts["masks"],
+        **{name: facts[name] for name in facts.keys() & {"tissue", "masks", "source", "target"}},
         "licences": "as the data's; nucleate does not know them",
         "revision": revision(),
         "seed": recipe.seed,
     }
-    inputs = {"tile_size": recipe.data.tile_size, "mpp": mpp, "in_channels": 3}
     scaling = {"mean": [0.5] * 3, "std": [0.5] * 3}
-    write_card(
-        folder / "generator.safetensors",
-        translator.generator_average.state_dict(),
-        {"kind": "generator", "settings": asdict(recipe.generator), **inputs, **made},
-    )
-    write_card(
-        folder / "segmenter.safetensors",
-        segmenter.state_dict(),
-        {"kind": "segmenter", "settings": asdict(recipe.segmenter), **inputs, **scaling, **made},
-    )
-    shape = segmenter.architecture
-    card: dict[str, Any] = {
-        "kind": "encoder",
-        "library": shape.library,
-        "architecture": shape.name,
-        "arguments": shape.arguments,
-        "keys": f"{shape.library}, without classifier",
-    }
-    write_card(
-        folder / "encoder.safetensors", segmenter.encoder.encoder.state_dict(), {**card, **inputs, **scaling, **made}
-    )
+    for one in translator.exports():
+        card: dict[str, Any] = {"kind": one.kind, "settings": one.settings, **inputs, **made}
+        if one.kind == "segmenter":
+            card |= scaling
+        write_card(folder / f"{one.name}.safetensors", one.network.state_dict(), card)
+        if isinstance(one.network, Segmenter):
+            shape = one.network.architecture
+            card = {
+                "kind": "encoder",
+                "library": shape.library,
+                "architecture": shape.name,
+                "arguments": shape.arguments,
+                "keys": f"{shape.library}, without classifier",
+            }
+            encoder = one.network.encoder.encoder
+            write_card(folder / "encoder.safetensors", encoder.state_dict(), {**card, **inputs, **scaling, **made})
 
 
 def revision() -> str | None:

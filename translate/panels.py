@@ -19,29 +19,45 @@ HEADER = 16  # pixels
 
 @torch.no_grad()
 def draw_panels(probe: Probe, translator: Translator) -> dict[str, NDArray[np.uint8]]:
-    """Two sheets, RGB uint8 [H, W, 3], by the averaged networks.
+    """A sheet for each direction the method learns, RGB uint8 [H, W, 3], by the averaged networks.
 
-    "mask to tissue": mask, G's tissue in three styles, S's mask of the first, nuclei found in it.
-    "tissue to mask": tissue, nuclei found in it, S's mask image, G's tissue from that mask.
+    There: the source x, what G draws of it, in several styles where it has them, the way back, and the nuclei found.
+    Back: the target y, the nuclei found, the source-like image of it, and the way there again. Between masks and tissue
+    they are named "mask_to_tissue" and "tissue_to_mask", else "source_to_target" and "target_to_source".
     """
-    generator, segmenter = translator.generator_average, translator.segmenter_average
     device = translator.accelerator.device
-    masks, tissue = probe.masks[:ROWS].to(device), probe.tissue[:ROWS].to(device)
+    source, target = probe.source[:ROWS].to(device), probe.target[:ROWS].to(device)
+    rows = list(range(len(source)))
+    masks = not translator.recipe.data.between_tissues
+    x, y = ("mask x", "tissue y") if masks else ("source x", "target y")
+    sheets = {}
     with translator.accelerator.autocast():
-        rendered = [
-            generator(masks, *translator.style(f"panel style {k}", list(range(len(masks))), training=False))
+        drawn = [
+            image
             for k in range(STYLES)
+            if (image := translator.to_target(source, f"panel style {k}", rows)) is not None
         ]
-        read_back = segmenter(rendered[0])
-        read = segmenter(tissue)
-        style = translator.style("panel style 0", list(range(len(tissue))), training=False)
-        again = generator(read.mask, *style)
-    there = {"mask x": to_bytes(masks)}
-    there |= {f"G(x), style {k + 1}": to_bytes(image) for k, image in enumerate(rendered)}
-    there |= {"S(G(x))": to_bytes(read_back.mask), "its nuclei": _overlay(rendered[0], read_back)}
-    back = {"tissue y": to_bytes(tissue), "nuclei of S(y)": _overlay(tissue, read)}
-    back |= {"S(y)": to_bytes(read.mask), "G(S(y))": to_bytes(again)}
-    return {"mask_to_tissue": _sheet(there), "tissue_to_mask": _sheet(back)}
+        if drawn:
+            if torch.equal(drawn[0], drawn[1]):  # one style only
+                drawn = drawn[:1]
+            there = {x: to_bytes(source)} | {f"G(x), style {k + 1}": to_bytes(each) for k, each in enumerate(drawn)}
+            back = translator.to_source(drawn[0])
+            if back is not None:
+                there["x again"] = to_bytes(back)
+            if translator.reader:
+                there["its nuclei"] = _overlay(drawn[0], translator.reader(drawn[0]))
+            sheets["mask_to_tissue" if masks else "source_to_target"] = _sheet(there)
+        read = translator.to_source(target)
+        if read is not None:
+            here = {y: to_bytes(target)}
+            if translator.reader:
+                here["nuclei of y"] = _overlay(target, translator.reader(target))
+            here["S(y)" if masks else "F(y)"] = to_bytes(read)
+            again = translator.to_target(read, "panel style 0", list(range(len(target))))
+            if again is not None:
+                here["y again"] = to_bytes(again)
+            sheets["tissue_to_mask" if masks else "target_to_source"] = _sheet(here)
+    return sheets
 
 
 def _overlay(images: Tensor, reading: Reading) -> NDArray[np.uint8]:

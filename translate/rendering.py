@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from histo import segmenters
 from histo.codec import encode
@@ -26,7 +26,8 @@ from histo.segmenters import Segmenter
 from histo.tiles import Tiles
 from translate.agreement import to_unit
 from translate.domains import DataSettings
-from translate.networks import comod
+from translate.methods import asked_kind
+from translate.networks import generators
 from translate.networks.comod import CoModGenerator
 from translate.recipe import Recipe
 from translate.stream import nucleated_crop
@@ -38,7 +39,7 @@ class FinishedRun:
 
     folder: RunFolder
     recipe: Recipe
-    generator: CoModGenerator
+    generator: nn.Module
     segmenter: Segmenter
     card: dict[str, Any]
 
@@ -54,8 +55,9 @@ def open_run(path: Path) -> FinishedRun:
         raise InputError(f"{path} is no run folder: it has no {folder.config.name}; name one of translate/train.py.")
     if not (folder.export / "generator.safetensors").is_file():
         raise InputError(f"{path} has no exports yet; let its training end, then score it.")
-    recipe = read_settings(Recipe, "translate/score.py", "", ["--config", str(folder.config)]).settings
-    generator, card = comod.load(folder.export / "generator.safetensors")
+    config = ["--config", str(folder.config)]
+    recipe = read_settings(asked_kind(config), "translate/score.py", "", config).settings
+    generator, card = generators.load(folder.export / "generator.safetensors")
     segmenter, _ = segmenters.load(folder.export / "segmenter.safetensors")
     return FinishedRun(folder, recipe, generator, segmenter.requires_grad_(False), card)
 
@@ -101,9 +103,10 @@ class TissueDraws:
 
 
 @torch.no_grad()
-def render(generator: CoModGenerator, masks: Tensor, seed: int, stream: str, indices: Sequence[int]) -> Tensor:
+def render(generator: nn.Module, masks: Tensor, seed: int, stream: str, indices: Sequence[int]) -> Tensor:
     """Tissue of mask images, float [N, 3, r, r] in about [-1, 1], each in the style of its index, on G's device."""
     device = next(generator.parameters()).device
-    style = generator.style(seed, stream, list(indices), training=False).to(device)
-    tissue: Tensor = generator(masks.to(device), style.z, style.keep, style.noise)
-    return tissue
+    if isinstance(generator, CoModGenerator):
+        style = generator.style(seed, stream, list(indices), training=False).to(device)
+        return generator(masks.to(device), style.z, style.keep, style.noise)
+    return generator(masks.to(device))

@@ -169,8 +169,8 @@ def score_run(
     refuse_few(settings.images, settings.images, extractor.width, settings.force)
     data, seed = run.recipe.data, settings.seed
     domains = open_domains(data, run.recipe.seed, run.folder.path / "pseudo-masks", progress=True)
-    held_out = len(domains.holdout) > 0
-    tiles: Tiles = domains.holdout if held_out else domains.tissue
+    held_out = len(domains.target.holdout) > 0
+    tiles = domains.target.seen
     real, generated = SetSums(extractor, seed), SetSums(extractor, seed)
     crops = TissueDraws(tiles, data, seed)
     for indices in batches(settings.images, settings.batch_size, "real", progress=True):
@@ -178,7 +178,7 @@ def score_run(
     scores = score_generator(
         run.generator.to(device),
         run.segmenter.to(device),
-        MaskDraws(domains.masks, data, seed),
+        MaskDraws(domains.source.tiles, data, seed),
         generated,
         settings.images,
         batch=settings.batch_size,

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from histo.codec import encode
@@ -26,50 +27,68 @@ from histo.errors import InputError
 from histo.randomness import draws
 from histo.sampling import Order
 from histo.tiles import Tile
-from translate.domains import DataSettings, Domains
+from translate.domains import DataSettings, Domain, Domains
 
-ATTEMPTS = 8  # crops of a mask tried before one without nuclei is taken
+ATTEMPTS = 8  # crops of a mask tried for one with nuclei and background
+OTHERS = 32  # masks tried in place of one that gave none
 
 
 class UnpairedCrops(Dataset):
-    """Crops of tissue and of masks by global image index: the two orders are shuffled apart.
+    """Crops of source and target by global image index: the two orders are shuffled apart.
 
-    An item is a dict: `tissue` uint8 [3, r, r], `mask` uint8 [3, r, r], `foreground` bool [1, r, r], `index` int.
+    An item is a dict: `source` and `target` uint8 [3, r, r], `index` int; of masks also `instances` int32 [r, r], and
+    with `flows` those of the instances, float32 [2, r, r].
     """
 
-    def __init__(self, domains: Domains, settings: DataSettings, seed: int) -> None:
-        self.domains, self.settings, self.seed = domains, settings, seed
-        self.tissue_order = Order(seed, "tissue order", domains.sizes, settings.tissue_weights)
-        self.mask_order = Order(seed, "mask order", [len(domains.masks)])
+    def __init__(self, domains: Domains, settings: DataSettings, seed: int, flows: bool = False) -> None:
+        self.domains, self.settings, self.seed, self.flows = domains, settings, seed, flows
+        source, target = domains.source, domains.target
+        self.source_order = Order(seed, "mask order", source.sizes, source.weights)
+        self.target_order = Order(seed, "tissue order", target.sizes, target.weights)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        shown = self.domains.shown[self.tissue_order(index)]
-        tissue = self._crop(self.domains.tissue[int(shown)], draws(self.seed, "tissue crop", index))
-        donor = self.domains.masks[self.mask_order(index)]
-        mask = nucleated_crop(donor, self.settings, draws(self.seed, "mask crop", index))
+        target = self._tissue(self.domains.target, self.target_order(index), "tissue crop", index)
+        item = {"target": torch.from_numpy(target), "index": index}
+        if self.settings.between_tissues:
+            source = self._tissue(self.domains.source, self.source_order(index), "source crop", index)
+            return item | {"source": torch.from_numpy(source)}
+        mask = self._mask(index)
         assert mask.instances is not None
-        image = encode(mask.instances, mask.types, draws(self.seed, "fill", index))
-        return {
-            "tissue": torch.from_numpy(tissue.image),
-            "mask": torch.from_numpy(image),
-            "foreground": torch.from_numpy(mask.instances > 0)[None],
-            "index": index,
-        }
+        form = self.settings.mask_form
+        drawn = encode(mask.instances, mask.types, draws(self.seed, "fill", index), form)
+        item |= {"source": torch.from_numpy(drawn), "instances": torch.from_numpy(mask.instances)}
+        return item
 
-    def _crop(self, tile: Tile, generator: np.random.Generator) -> Tile:
-        bare = replace(tile, instances=None, types=None)
-        return crop(bare, self.settings.tile_size, generator, smallest_side=self.settings.smallest_crop)
+    def _tissue(self, domain: Domain, position: int, stream: str, index: int) -> NDArray[np.uint8]:
+        tile = replace(domain.tiles[int(domain.shown[position])], instances=None, types=None)
+        generator = draws(self.seed, stream, index)
+        return crop(tile, self.settings.tile_size, generator, smallest_side=self.settings.smallest_crop).image
+
+    def _mask(self, index: int) -> Tile:
+        """A crop with nuclei and background; where a tile gives none, tiles drawn at random take its place."""
+        tiles, settings = self.domains.source.tiles, self.settings
+        mask = nucleated_crop(tiles[self.source_order(index)], settings, draws(self.seed, "mask crop", index))
+        others = draws(self.seed, "other mask", index)
+        for _ in range(OTHERS):
+            if _is_telling(mask):
+                break
+            mask = nucleated_crop(tiles[int(others.integers(len(tiles)))], settings, others)
+        return mask
 
 
 def nucleated_crop(tile: Tile, settings: DataSettings, generator: np.random.Generator) -> Tile:
     """A crop of a mask with nuclei and background; after a few tries without, the last one is taken as it is."""
     for _ in range(ATTEMPTS):
         taken = crop(tile, settings.tile_size, generator, smallest_side=settings.smallest_crop)
-        assert taken.instances is not None
-        nuclei = taken.instances > 0
-        if nuclei.any() and not nuclei.all():
+        if _is_telling(taken):
             break
     return taken
+
+
+def _is_telling(tile: Tile) -> bool:
+    assert tile.instances is not None
+    nuclei = tile.instances > 0
+    return bool(nuclei.any() and not nuclei.all())
 
 
 class ImageClock(Sampler[list[int]]):

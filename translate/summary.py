@@ -10,11 +10,12 @@ from histo.running.report import Report
 from histo.running.runs import RunFolder
 from histo.running.settings import as_yaml
 from histo.running.tracking import read_log
-from histo.tiles import Tile
+from histo.tiles import Tile, Tiles
 from translate.agreement import METRICS, Probe, means, score_segmenter, score_watershed
 from translate.domains import Domains
 from translate.engine import Translator
 from translate.export import revision
+from translate.methods import open_method
 from translate.panels import draw_panels
 from translate.recipe import Recipe
 
@@ -31,18 +32,20 @@ class Summary:
     sentence: str
 
 
-def write_report(run: RunFolder, recipe: Recipe, domains: Domains, probe: Probe, translator: Translator) -> Summary:
+def write_report(run: RunFolder, domains: Domains, probe: Probe, translator: Translator) -> Summary:
     """Score S on held-out tiles beside the untrained S and its watershed teacher, and write RUN/report.html."""
-    tiles = [tile for tile in _some(domains) if tile.instances is not None]
+    recipe = translator.recipe
+    tiles = [tile for tile in _some(domains.target.holdout) if tile.instances is not None] if translator.reader else []
     scored: dict[str, list[InstanceScores]] = {}
     if tiles:
-        scored["untrained"] = score_segmenter(tiles, Translator(recipe, translator.accelerator))
+        scored["untrained"] = score_segmenter(tiles, open_method(recipe, translator.accelerator))
         scored["segmenter"] = score_segmenter(tiles, translator)
         if all(tile.mpp is not None for tile in tiles):
             scored["watershed"] = score_watershed(tiles)
     scores = {key: value for name, each in scored.items() for key, value in means(f"final/{name}", each).items()}
-    report = Report("Translation: nucleus masks ⇄ tissue", f"{translator.images} images seen · {run.path}")
-    sentence = _sentence(scores, len(tiles))
+    domain = "tissue → other tissue" if recipe.data.between_tissues else "nucleus masks ⇄ tissue"
+    report = Report(f"Translation: {domain} ({recipe.method})", f"{translator.images} images seen · {run.path}")
+    sentence = _sentence(scores, len(tiles)) if translator.reader else "The method learns no segmenter."
     report.text(sentence)
     if tiles:
         report.heading("S on tiles it never learned from")
@@ -88,9 +91,9 @@ def _table(report: Report, recipe: Recipe, tiles: list[Tile], scored: dict[str, 
     )
 
 
-def _some(domains: Domains) -> list[Tile]:
-    count = min(MOST_TILES, len(domains.holdout))
-    return [domains.holdout[k * len(domains.holdout) // count] for k in range(count)]
+def _some(tiles: Tiles) -> list[Tile]:
+    count = min(MOST_TILES, len(tiles))
+    return [tiles[k * len(tiles) // count] for k in range(count)]
 
 
 def _sentence(scores: dict[str, float], tiles: int) -> str:

@@ -16,7 +16,6 @@ from collections import defaultdict
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 # OpenMP threads spin while they wait. With the long spin of libgomp a tiny step takes 0.42 s on two quiet cores and up
 # to 12 s on busy ones; with none 0.65 s; with a short one 0.44 s and 1.5 s. libgomp reads this when torch loads it.
@@ -40,8 +39,9 @@ try:
     from translate.domains import Domains, open_domains
     from translate.engine import Batch, Translator
     from translate.export import export
+    from translate.methods import asked_kind, open_method
     from translate.panels import draw_panels
-    from translate.recipe import FIXED, PRESET, Recipe
+    from translate.recipe import PRESET, Recipe
     from translate.stream import ImageClock, UnpairedCrops, loader, sound_workers
     from translate.summary import write_report
 except ModuleNotFoundError as error:
@@ -53,20 +53,25 @@ ALARMS = ("content/segmenter_dice", "content/watershed_dice")
 def main(argv: list[str]) -> None:
     """Read the command line and train, or with --dry_run say what would be trained."""
     with together():
+        preset = _default_config(argv)
         request = read_settings(
-            Recipe, "translate/train.py", "Learn mask ⇄ tissue from unpaired tiles.", argv, _default_config(argv)
+            asked_kind(argv, preset),
+            "translate/train.py",
+            "Learn mask ⇄ tissue, or tissue → tissue, from unpaired tiles.",
+            argv,
+            preset,
         )
     recipe = request.settings
     accelerator = Accelerator(mixed_precision="bf16" if recipe.train.precision == "bf16" else "no")
     chosen = [str(RunFolder.choose(recipe.run, "translate").path)]  # by the clock, so one process decides for all
     run = RunFolder(Path(broadcast_object_list(chosen)[0]))
     if request.dry_run:
-        run.refuse_other_settings(asdict(recipe), FIXED)
+        run.refuse_other_settings(asdict(recipe), recipe.FIXED)
         run.state(recipe.run.resume)
         print(as_yaml(recipe))
         domains = open_domains(recipe.data, recipe.seed, None, progress=False)
-        Translator(recipe, accelerator)
-        print(f"dry run: settings, data and networks are sound. Tissue: {domains.facts['tissue']}.")
+        open_method(recipe, accelerator)
+        print(f"dry run: settings, data and networks are sound. Tissue: {domains.target.tiles.describe()}.")
         return
     if accelerator.is_main_process and request.configs == [PRESET] and "--config" not in argv:
         print(f"No --config given: training the preset {PRESET.stem} on {recipe.data.tissue} tissue into {run.path}.")
@@ -104,7 +109,7 @@ def train(recipe: Recipe, run: RunFolder, accelerator: Accelerator, scratch: Pat
     damaged: list[str] = []
     with together():
         if first:
-            run.refuse_other_settings(asdict(recipe), FIXED)
+            run.refuse_other_settings(asdict(recipe), recipe.FIXED)
             checkpoint, damaged = run.state(recipe.run.resume)
     # What a disk shows to one machine it may not show to another yet, so the others take the first one's word.
     (chosen,) = broadcast_object_list([str(checkpoint.path) if checkpoint else None])
@@ -127,11 +132,13 @@ def train(recipe: Recipe, run: RunFolder, accelerator: Accelerator, scratch: Pat
     # Networks, from scratch or as they were
     untrained: dict[str, float] = {}
     with together():
-        translator = Translator(recipe, accelerator)
+        translator = open_method(recipe, accelerator)
         if checkpoint is not None:
             translator.restore(checkpoint)
             untrained = _scores(checkpoint)
-        crops = UnpairedCrops(domains, recipe.data, recipe.seed)
+        elif recipe.run.init is not None:
+            translator.start_from(_named_state(Path(recipe.run.init)))
+        crops = UnpairedCrops(domains, recipe.data, recipe.seed, translator.needs_flows)
         clock = ImageClock(
             translator.images,
             recipe.train.images,
@@ -152,7 +159,7 @@ def train(recipe: Recipe, run: RunFolder, accelerator: Accelerator, scratch: Pat
                 untrained = measure(probe, translator)
             if translator.images == 0:
                 tracker.scalars(0, untrained)
-                tracker.message(0, f"masks: {domains.origin}")
+                tracker.message(0, f"source: {domains.origin}")
 
     def save() -> None:
         if first:
@@ -169,7 +176,7 @@ def train(recipe: Recipe, run: RunFolder, accelerator: Accelerator, scratch: Pat
         while translator.images < recipe.train.images and not anywhere(bool(stop)):
             pace.waits(True)
             with together(), sound_workers():
-                batch = _on_device(next(iterator), accelerator.device)
+                batch = Batch.of(next(iterator), accelerator.device)
             pace.waits(False)
             before = translator.images
             try:
@@ -182,7 +189,7 @@ def train(recipe: Recipe, run: RunFolder, accelerator: Accelerator, scratch: Pat
             with together():
                 if _passed(before, translator.images, recipe.train.log_every):
                     scalars = _means(sums, accelerator)
-                    scalars |= translator.ada.scalars() | pace.scalars(translator.images)
+                    scalars |= translator.scalars() | pace.scalars(translator.images)
                     tracker.scalars(translator.images, scalars)
                     sums.clear()
                 if first and _passed(before, translator.images, recipe.train.panel_every):
@@ -204,8 +211,8 @@ def train(recipe: Recipe, run: RunFolder, accelerator: Accelerator, scratch: Pat
             )
         return
     if first:
-        export(translator, recipe, probe.mpp, domains.facts, run.export)
-        report = write_report(run, recipe, domains, probe, translator)
+        export(translator, probe.mpp, domains.facts, run.export)
+        report = write_report(run, domains, probe, translator)
         tracker.scalars(translator.images, report.scores)
         tracker.close()
         for path, reason in domains.skipped:
@@ -242,7 +249,8 @@ def _look(probe: Probe, translator: Translator, tracker: Tracker, untrained: dic
         tracker.picture(images, name, picture)
     values = measure(probe, translator)
     tracker.scalars(images, values)
-    bar.set_postfix_str(f"content Dice {values[ALARMS[0]]:.2f}")
+    if ALARMS[0] in values:
+        bar.set_postfix_str(f"content Dice {values[ALARMS[0]]:.2f}")
     for name in ALARMS:
         if name in values and values[name] < untrained.get(name, 0.0):
             text = (
@@ -278,14 +286,6 @@ class _Pace:
         return {name: round(value, 4) for name, value in values.items()}
 
 
-def _on_device(items: dict[str, Any], device: torch.device) -> Batch:
-    tissue, mask = (
-        (items[name].to(device, non_blocking=True).float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
-        for name in ("tissue", "mask")
-    )
-    return Batch(tissue, mask, items["foreground"].to(device, non_blocking=True), items["index"].tolist())
-
-
 def _passed(before: int, now: int, every: int) -> bool:
     return now // every > before // every
 
@@ -310,11 +310,29 @@ def _facts(
         "device": f"{accelerator.device.type}, {recipe.train.precision}, {accelerator.num_processes} process(es)",
         "batch": f"{recipe.train.batch_size} over all processes",
         "length": f"{recipe.train.images} images, "
-        + (f"continuing {checkpoint.path}" if checkpoint else "from scratch"),
+        + (f"continuing {checkpoint.path}" if checkpoint else _origin(recipe)),
         "seed": str(recipe.seed),
         "run folder": f"{run.path}   (tensorboard --logdir {run.path})",
     }
     return "\n".join(f"  {name:<12}{value}" for name, value in facts.items())
+
+
+def _origin(recipe: Recipe) -> str:
+    if recipe.run.init is None:
+        return "from scratch"
+    return f"starting from {recipe.run.init}" + (", stage 2" if recipe.run.stage == 2 else "")
+
+
+def _named_state(path: Path) -> Checkpoint:
+    """The checkpoint of --run.init, in a run folder the newest sound one."""
+    if not path.is_dir():
+        raise InputError(f"--run.init {path} is no folder; expected a run folder, or one of its checkpoints.")
+    if not RunFolder(path).checkpoints.is_dir():
+        return checkpoints.load(path)
+    state, _ = checkpoints.load_newest(RunFolder(path).checkpoints)
+    if state is None:
+        raise InputError(f"--run.init {path} has no checkpoint yet; let it train until its first one.")
+    return state
 
 
 def _non_finite(error: InputError, translator: Translator, recipe: Recipe, run: RunFolder) -> str:
@@ -322,7 +340,7 @@ def _non_finite(error: InputError, translator: Translator, recipe: Recipe, run: 
     last = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
     return (
         f"{error} at step {translator.images // recipe.train.batch_size} ({translator.images} images); {last}; "
-        f"lower --train.learning_rate ({recipe.train.learning_rate}) or use --train.precision fp32."
+        f"lower --train.learning_rate ({translator.rates['translators']:g}) or use --train.precision fp32."
     )
 
 

@@ -1,7 +1,7 @@
-"""Losses of translation: one file per kind, pure functions from tensors to scalars; their weights live here."""
+"""Losses of translation: one file per kind, pure functions from tensors to scalars."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,33 +16,16 @@ class NonFiniteLoss(InputError):
         super().__init__(f"the loss term {term} became {value}")
 
 
-@dataclass
-class LossSettings:
-    """Weights of the named terms (UNITPathSSL, equation 7: λ = 2, 10, 2) and R1."""
+def refuse_weights(settings: Any) -> None:
+    """Refuse a weight, a field of type float of a settings dataclass `loss`, that is negative or infinite.
 
-    tissue_adversarial: float = 1.0
-    """generated tissue against the tissue discriminator (non-saturating)"""
-    mask_adversarial: float = 2.0
-    """predicted masks against the mask discriminator (least squares)"""
-    cycle_mask: float = 5.0
-    """L1 of mask → tissue → mask; half of the paper's cycle weight 10"""
-    cycle_tissue: float = 5.0
-    """L1 of tissue → mask → tissue; the other half"""
-    guidance: float = 2.0
-    """S on generated tissue against the nuclei it was generated from"""
-    guidance_kind: Literal["semantic", "none"] = "semantic"
-    """semantic: binary nucleus mask; none: no guidance"""
-    r1: float = 1.0
-    """γ of the R1 penalty on real tissue"""
-    r1_every: int = 16
-    """steps between R1 penalties, which are scaled up to make good for it"""
-
-    def __post_init__(self) -> None:
-        for name in ("tissue_adversarial", "mask_adversarial", "cycle_mask", "cycle_tissue", "guidance", "r1"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise InputError(f"loss.{name} is {getattr(self, name)}, expected a finite number of 0 or more.")
-        if self.r1_every < 1:
-            raise InputError(f"loss.r1_every is {self.r1_every}, expected 1 or more steps.")
+    Raises:
+        InputError: naming it.
+    """
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if isinstance(value, float) and not 0 <= value < float("inf"):
+            raise InputError(f"loss.{field.name} is {value}, expected a finite number of 0 or more.")
 
 
 def weighted_sum(terms: dict[str, Tensor], weights: dict[str, float]) -> Tensor:

@@ -1,7 +1,23 @@
 """Guidance: what S must find in tissue that G rendered from a known mask."""
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+
+from histo.segmenters import Reading
+from translate.engine import Batch
+
+
+def guidance(segmenter: nn.Module, reading: Reading, batch: Batch, seed: int) -> dict[str, Tensor]:
+    """The terms of S's head, "guidance" or "guidance/PART", for its reading of the tissue drawn from a batch's masks.
+
+    The tissue is not detached, so the gradient teaches G to show the nuclei too.
+    """
+    if reading.head == "none":
+        return {}
+    assert batch.instances is not None
+    foreground = batch.instances[:, None] > 0
+    assert reading.dense is not None
+    return {"guidance": semantic(reading.dense, foreground)}
 
 
 def semantic(logits: Tensor, foreground: Tensor) -> Tensor:

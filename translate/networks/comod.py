@@ -6,14 +6,11 @@ synthesis network (Zhao et al. 2021, arXiv 2103.10428, figure 3; widths and skip
 
 from dataclasses import dataclass
 from math import log2
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from histo.encoders import read_card
 from histo.errors import InputError
 from histo.randomness import draws
 from translate.networks.stylegan import (
@@ -28,12 +25,11 @@ from translate.networks.stylegan import (
 )
 
 SIDES = tuple(2**k for k in range(4, 11))  # pixels
-LARGEST_SETTING = 65_536  # what a card may ask for; the largest in use is channel_base, 16 384
 
 
 @dataclass
-class GeneratorSettings:
-    """Mask → tissue network."""
+class CoModSettings:
+    """Co-modulated StyleGAN2."""
 
     channel_base: int = 16384
     """channels at resolution r are min(channel_base / r, channel_max)"""
@@ -82,7 +78,7 @@ class CoModGenerator(nn.Module):
         resolution: side of the tile in pixels, a power of two from 16 to 1024.
     """
 
-    def __init__(self, settings: GeneratorSettings, resolution: int) -> None:
+    def __init__(self, settings: CoModSettings, resolution: int) -> None:
         super().__init__()
         self.settings, self.resolution = settings, resolution
         self.sides = [2**k for k in range(2, int(log2(resolution)) + 1)]  # 4, 8, … resolution
@@ -143,25 +139,3 @@ class CoModGenerator(nn.Module):
             torch.from_numpy(np.stack(keep)),
             [plane.reshape(len(indices), 1, side, side) for plane, side in zip(planes, sides, strict=True)],
         )
-
-
-def load(path: str | Path) -> tuple[CoModGenerator, dict[str, Any]]:
-    """A generator from a generator file, ready to render, and its card.
-
-    Raises:
-        InputError: no generator file, or weights that do not fit its card.
-    """
-    tensors, card = read_card(Path(path), "generator")
-    side, settings = card.get("tile_size"), card.get("settings")
-    try:
-        if type(side) is not int or side not in SIDES:
-            raise ValueError(f"tile_size is {side!r}")
-        if not isinstance(settings, dict) or any(value > LARGEST_SETTING for value in settings.values()):
-            raise ValueError("a setting is too large")
-        with torch.device("meta"):  # sizes come from the card, memory only with weights that fit
-            generator = CoModGenerator(GeneratorSettings(**settings), side)
-        generator.load_state_dict(tensors, assign=True)
-    except (RuntimeError, LookupError, TypeError, AttributeError, ValueError) as error:
-        wanted = f"{str(settings)[:200]} at {str(side)[:20]} pixels"
-        raise InputError(f"{path} does not fit its card's settings {wanted}; export it again.") from error
-    return generator.requires_grad_(False).eval(), card
