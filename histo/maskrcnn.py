@@ -258,7 +258,8 @@ def _box_terms(logits: Tensor, deltas: Tensor, labels: Tensor, goals: Tensor) ->
 def pool(pyramid: list[Tensor], boxes: list[Tensor], side: int) -> Tensor:
     """RoIAlign of each box on the level that its size calls for (Lin et al. 2017, equation 1).
 
-    torchvision's MultiScaleRoIAlign samples half a cell beside the place, 2 px on P2, which is much for a nucleus.
+    torchvision's MultiScaleRoIAlign samples half a cell beside the place, 2 px on P2, which is much for a nucleus. As
+    in the paper's framework, a bin is sampled once for each cell of the level that it reaches over.
 
     Args:
         pyramid: levels P2 to P5, float [N, C, H/4, W/4] and so on.
@@ -274,7 +275,7 @@ def pool(pyramid: list[Tensor], boxes: list[Tensor], side: int) -> Tensor:
     pooled = regions.new_zeros(len(regions), pyramid[0].shape[1], side, side)
     for k, (level, stride) in enumerate(zip(pyramid, STRIDES, strict=False)):
         here = torch.where(chosen == k)[0]
-        pooled[here] = roi_align(level.float(), regions[here], side, 1 / stride, 2, aligned=True)
+        pooled[here] = roi_align(level.float(), regions[here], side, 1 / stride, aligned=True)
     return pooled
 
 
