@@ -2,11 +2,12 @@
 
 Losses of the heads on phantom nuclei at 128², batch 4, a pyramid of 256 channels, and their gradients down to the
 pyramid and the heads; the segmenter's own forward and backward pass (ResNet-50, its mask and semantic head) for
-comparison. `detect` and `paint` are of one such batch by heads that take a quarter of what they are offered for nuclei.
+comparison. `detect` and `paint` are of one such batch, by untrained heads that draw a quarter of what they could.
 """
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -88,20 +89,21 @@ def main() -> None:
     print(f"{f'{SIZE}², batch {BATCH}, width {WIDTH}':<44}{'seconds':>9}{'TFLOP':>8}{'of conv rate':>14}", flush=True)
     for bf16 in (True, False):
         precision = "bf16" if bf16 else "fp32"
-        for name, step in (
-            ("Mask R-CNN's heads, nuclei", heads("nuclei", device, bf16)),
-            ("Mask R-CNN's heads, paper", heads("paper", device, bf16)),
-            ("the segmenter", segmenter(device, bf16)),
+        for name, build in (
+            ("Mask R-CNN's heads, nuclei", partial(heads, "nuclei")),
+            ("the segmenter", segmenter),
+            ("Mask R-CNN's heads, paper", partial(heads, "paper")),
         ):
+            step = build(device, bf16)
             seconds = quickest(step, steps, device)
             with FlopCounterMode(display=False) as counter:
                 step()
             flop = counter.get_total_flops()
             share = flop / seconds / measured[bf16][1]
             print(f"{f'{name}, {precision}':<44}{seconds:9.3f}{flop / 1e12:8.3f}{share:14.0%}", flush=True)
-    detect, painting, count = detection(device, True)
-    print(f"{f'detect, {count} nuclei, bf16':<44}{quickest(detect, steps, device):9.3f}")
-    print(f"{f'paint, {count} nuclei':<44}{quickest(painting, steps, device):9.3f}")
+        detect, painting, count = detection(device, bf16)
+        print(f"{f'detect, {count} nuclei, {precision}':<44}{quickest(detect, steps, device):9.3f}", flush=True)
+        print(f"{f'paint, {count} nuclei':<44}{quickest(painting, steps, device):9.3f}", flush=True)
 
 
 if __name__ == "__main__":

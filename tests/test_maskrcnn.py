@@ -224,6 +224,23 @@ def test_one_image_has_torchvisions_losses(head: MaskRCNNHead) -> None:
     torch.testing.assert_close(_box_terms(logits, moves, labels[0], goals), expected)
 
 
+def test_losses_of_a_head_that_says_the_same_everywhere() -> None:
+    """Without proposals the RoIs are the nuclei's own boxes, so that all three losses of RoIs have a closed form."""
+    head, instances = MaskRCNNHead(MaskRCNNSettings(), WIDTH), nuclei(1)
+    instances *= instances <= 5
+    head.rpn._post_nms_top_n["training"] = 0
+    for layer in (head.rois.box_predictor.score, head.rois.box_predictor.deltas, head.masks[-1]):
+        nn.init.zeros_(layer.weight)  # type: ignore[arg-type]
+        nn.init.constant_(layer.bias, 0.7)  # type: ignore[arg-type]
+    found = head.losses(features(1), instances, 0, [0])
+    boxes, ids = boxes_of(instances[0])
+    assert len(ids) == 5
+    share = mask_targets(instances[0], ids, boxes).float().mean()
+    assert found["classes"].item() == pytest.approx(np.log1p(np.exp(-0.7)), rel=1e-5)
+    assert found["box"].item() == pytest.approx(4 * (0.7 - 1 / 18), rel=1e-5)
+    assert found["mask"].item() == pytest.approx(np.log1p(np.exp(0.7)) - 0.7 * share.item(), rel=1e-5)
+
+
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("empty", [[], [1], [0, 1]])
 def test_gradients_reach_pyramid_and_heads(head: MaskRCNNHead, bf16: bool, empty: list[int]) -> None:
