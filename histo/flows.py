@@ -9,17 +9,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import ndimage
+from skimage.measure import label
 from torch import Tensor
 from torch.nn import functional as F
 
 from histo.errors import InputError
-from histo.masks import renumber
+from histo.masks import as_instances, renumber
 
 # A network's outputs are flows times this, which brings their loss to the scale of the cross-entropy (Cellpose).
 FLOW_SCALE = 5.0
-# Of a pixel's heat; a smaller slope may be rounding alone and has no direction.
-_LEAST_SLOPE = 1e-9
-_EVERY_NEIGHBOUR = np.ones((3, 3), bool)
 # Points are looked at after so many steps; one that is this near (pixels) to where it was two steps ago has arrived.
 _STEPS_BETWEEN_LOOKS = 6
 _AT_REST = 0.02
@@ -33,13 +31,13 @@ def flows_of(instances: NDArray[np.integer]) -> NDArray[np.float32]:
     """The flow of an instance map: the direction of the gradient of heat that spreads from each nucleus's centre.
 
     In every step the centre gains one unit of heat T and each pixel takes the mean over its 3 x 3 neighbourhood, in
-    which everything outside the nucleus is 0; the number of steps is twice the height plus width of the largest nucleus.
-    The flow is the central difference of log(1 + T) over its length. The centre is the pixel of the nucleus nearest to
-    its centre of mass, and several equally near share the heat, so flips and quarter turns of the map flip and turn
-    the flow.
+    which everything outside the nucleus is 0. The flow is the central difference of log(1 + T) over its length. There
+    are at least twice as many steps as the nucleus has height plus width (the next power of two; Cellpose takes those
+    of the largest nucleus for all), so the flow of a nucleus depends on no other.
 
-    Each piece of an id in several pieces (joined by edges or corners) counts as a nucleus of its own with a centre of
-    its own, since what lies between pieces cannot be crossed.
+    The centre is the pixel of the nucleus nearest to its centre of mass, and several equally near share the heat, so
+    flips and quarter turns of the map flip and turn the flow. Each piece of an id in several pieces (joined by edges or
+    corners) counts as a nucleus of its own, since a flow cannot cross what lies between them.
 
     Args:
         instances: integer [H, W], 0 = background; ids need not be contiguous.
@@ -51,29 +49,45 @@ def flows_of(instances: NDArray[np.integer]) -> NDArray[np.float32]:
     Raises:
         InputError: not an instance map.
     """
-    instances = renumber(instances)
-    flow = np.zeros((2, *instances.shape), np.float32)
-    pixels = np.flatnonzero(instances)
+    pieces = label(as_instances(instances), background=0, connectivity=2)
+    flow = np.zeros((2, *pieces.shape), np.float32)
+    pixels = np.flatnonzero(pieces)
     if len(pixels) == 0:
         return flow
-    nucleus = instances.ravel()[pixels] - 1
-    rows, columns = np.divmod(pixels, instances.shape[1])
-    boxes = np.array([(y.start, y.stop, x.start, x.stop) for y, x in ndimage.find_objects(instances)])
-    sizes = boxes[:, 1::2] - boxes[:, ::2]
-    corners, canvas = _shelves(sizes)
-    shift = corners - boxes[:, ::2]
-    places = (rows + shift[nucleus, 0]) * canvas[1] + columns + shift[nucleus, 1]
-    inside = np.zeros(canvas, bool)
-    inside.ravel()[places] = True
-    piece = ndimage.label(inside, _EVERY_NEIGHBOUR)[0].ravel()[places] - 1
-    centres = _centres(rows, columns, piece)
-    shares = 1 / np.bincount(piece[centres])[piece[centres]]
-    heat = np.log1p(_diffused(inside, places[centres], shares, steps=2 * int(sizes.sum(1).max())))
+    boxes = np.array([(y.start, x.start, y.stop, x.stop) for y, x in ndimage.find_objects(pieces)])
+    doublings = np.ceil(np.log2(2 * (boxes[:, 2:] - boxes[:, :2]).sum(1))).astype(np.intp)
+    owner = pieces.ravel()[pixels] - 1
+    for exponent in np.unique(doublings):
+        some = np.flatnonzero(doublings == exponent)
+        number = np.full(len(boxes), -1)
+        number[some] = np.arange(len(some))
+        own = number[owner] >= 0
+        rows, columns = np.divmod(pixels[own], pieces.shape[1])
+        flow.reshape(2, -1)[:, pixels[own]] = _slopes(rows, columns, number[owner[own]], boxes[some], 2**exponent)
+    return flow
+
+
+def _slopes(
+    rows: NDArray[np.intp], columns: NDArray[np.intp], nucleus: NDArray[np.intp], boxes: NDArray[np.intp], steps: int
+) -> NDArray[np.float64]:
+    """The flow at the pixels of some nuclei, float64 [2, P].
+
+    Args:
+        rows, columns: intp [P], all pixels of these nuclei.
+        nucleus: intp [P], the nucleus of each, 0 to N - 1.
+        boxes: intp [N, 4], first row and column of each nucleus, and the row and column after its last.
+        steps: of diffusion.
+    """
+    corners, canvas = _shelves(boxes[:, 2:] - boxes[:, :2])
+    shift = (corners - boxes[:, :2])[nucleus]
+    places = (rows + shift[:, 0]) * canvas[1] + columns + shift[:, 1]
+    centres = _centres(rows, columns, nucleus)
+    shares = 1 / np.bincount(nucleus[centres])[nucleus[centres]]
+    heat = np.log1p(_diffused(places, canvas, places[centres], shares, steps))
     slopes = np.stack([heat[places + step] - heat[places - step] for step in (canvas[1], 1)])
     lengths = np.hypot(*slopes)
-    lengths[lengths <= _LEAST_SLOPE * heat[places]] = np.inf
-    flow.reshape(2, -1)[:, pixels] = slopes / lengths
-    return flow
+    lengths[lengths == 0] = np.inf
+    return slopes / lengths
 
 
 def _shelves(sizes: NDArray[np.integer]) -> tuple[NDArray[np.intp], tuple[int, int]]:
@@ -100,26 +114,32 @@ def _shelves(sizes: NDArray[np.integer]) -> tuple[NDArray[np.intp], tuple[int, i
     return corners, (bottom + 1, width)
 
 
-def _centres(rows: NDArray[np.intp], columns: NDArray[np.intp], piece: NDArray[np.integer]) -> NDArray[np.bool_]:
-    """Whether each pixel is nearest to the centre of mass of its piece; integers throughout, so that ties are exact."""
-    areas, row_sums, column_sums = (np.bincount(piece, of).astype(np.int64)[piece] for of in (None, rows, columns))
-    distance = areas * (rows**2 + columns**2) - 2 * (rows * row_sums + columns * column_sums)  # squared, but for a constant
-    nearest = np.full(int(piece.max()) + 1, np.iinfo(np.int64).max)
-    np.minimum.at(nearest, piece, distance)
-    return distance == nearest[piece]
+def _centres(rows: NDArray[np.intp], columns: NDArray[np.intp], nucleus: NDArray[np.intp]) -> NDArray[np.bool_]:
+    """Whether each pixel is nearest to its nucleus's centre of mass; integers throughout, so that ties are exact."""
+    areas, down, right = (np.bincount(nucleus, of).astype(np.int64)[nucleus] for of in (None, rows, columns))
+    distances = areas * (rows**2 + columns**2) - 2 * (rows * down + columns * right)  # areas times (squares - constant)
+    nearest = np.full(int(nucleus.max()) + 1, np.iinfo(np.int64).max)
+    np.minimum.at(nearest, nucleus, distances)
+    return distances == nearest[nucleus]
 
 
 def _diffused(
-    inside: NDArray[np.bool_], sources: NDArray[np.intp], shares: NDArray[np.float64], steps: int
+    places: NDArray[np.intp],
+    canvas: tuple[int, int],
+    sources: NDArray[np.intp],
+    shares: NDArray[np.float64],
+    steps: int,
 ) -> NDArray[np.float64]:
-    """Heat on the flattened canvas after `steps` of gaining `shares` at `sources` and taking 3 x 3 means inside."""
-    width = inside.shape[1]
-    heat = np.zeros(inside.size)
-    ninth = inside.ravel()[width + 1 : -width - 1] / 9.0
-    of_three, of_nine = np.empty(inside.size - 2 * width), np.empty(len(ninth))
+    """Heat on the flattened canvas: `steps` times, add `shares` at `sources` and take 3 x 3 means at `places`."""
+    height, width = canvas
+    heat, ninth = np.zeros(height * width), np.zeros(height * width)
+    ninth[places] = 1 / 9
+    ninth = ninth[width + 1 : -width - 1]
+    of_three, of_nine = np.empty((height - 2) * width), np.empty(len(ninth))
     for _ in range(steps):
         heat[sources] += shares
-        # Opposite neighbours first: a sum in this order is the same to the last bit on the flipped map.
+        # Opposite neighbours first: so the sum is the same to the last bit on the flipped map, and slopes are exactly 0
+        # where symmetry makes them so.
         np.add(heat[: -2 * width], heat[2 * width :], out=of_three)
         np.add(of_three, heat[width:-width], out=of_three)
         np.add(of_three[:-2], of_three[2:], out=of_nine)
@@ -140,14 +160,15 @@ def instances_from(
     """The instance map that a flow describes: nuclear pixels follow it, and those that gather are one nucleus.
 
     Each pixel moves by the flow under it, bilinear between pixels and 0 outside nuclei, step by step. Ends are counted
-    in a histogram of one bin a pixel. Every bin climbs to the fullest bin of its 5 x 5 window until it is itself the
-    fullest, a peak; the bins of a peak are a nucleus. (Cellpose grows the same peaks by five dilations instead.)
+    in a histogram of one bin a pixel, summed over 3 x 3 bins. Every bin climbs to the fullest of its 5 x 5 window until
+    it is itself the fullest, a peak; the bins that reach a peak are a nucleus. (Cellpose grows its peaks by five
+    dilations instead.) A peak needs ten points, more than stand there when nothing moves.
 
     Args:
         flow: float [2, H, W], dy and dx at unit scale: a network's output over FLOW_SCALE.
         logits: float [H, W], above `threshold` in nuclei.
         threshold: logit; 0 is a probability of one half.
-        min_area: px; smaller nuclei are left out.
+        min_area: px; smaller nuclei are left out, and those below ten pixels always.
         steps: of up to one pixel each; nuclei whose pixels are further from their centre fall apart.
         largest_error: nuclei are left out if the squared difference of `flow` from their own flow, summed over dy and
             dx, has a mean above this; None keeps all.
@@ -218,7 +239,7 @@ def _clusters(ends: NDArray[np.intp], shape: tuple[int, int]) -> NDArray[np.intp
     window = np.arange(-_WINDOW, _WINDOW + 1)
     nearby = bins + (window[:, None] * width + window).reshape(-1, 1)
     gathered = histogram[nearby].reshape(len(window), len(window), -1)[1:-1, 1:-1].sum((0, 1))
-    order = np.lexsort((histogram[bins], gathered))  # a strict one: of two equals the later is the fuller
+    order = np.argsort(gathered, kind="stable")  # a strict one: of two equals the later counts as the fuller
     rank = np.zeros_like(histogram)
     rank[bins[order]] = np.arange(1, len(bins) + 1)
     fullest = np.concatenate([[0], rank[nearby[:, order]].max(0)])
