@@ -359,3 +359,29 @@ def _weights(first: float, last: float, side: int, cells: int) -> tuple[slice, N
     places = (np.arange(start, stop) + 0.5 - first) / max(last - first, 1e-6) * cells - 0.5
     distance = np.abs(places.clip(0, cells - 1)[:, None] - np.arange(cells))
     return slice(start, stop), (1 - distance).clip(0)
+
+
+def merged(
+    found: list[Detections], corners: list[tuple[int, int]], tile: tuple[int, int], size: tuple[int, int]
+) -> Detections:
+    """Detections of overlapping tiles as those of the whole image, of each nucleus the surest.
+
+    What touches a tile's edge within the image is left out: where tiles overlap by half, a nucleus smaller than that
+    lies whole in another tile.
+
+    Args:
+        found: of each tile; corners: its row and column in the image.
+        tile, size: height and width of the tiles and of the image in pixels; tiles may reach beyond the image.
+    """
+    boxes, scores, masks = [], [], []
+    for detections, (row, column) in zip(found, corners, strict=True):
+        shift = detections.boxes.new_tensor([column, row, column, row])
+        x1, y1, x2, y2 = detections.boxes.unbind(1)
+        cut = (x1 < 1) & (column > 0) | (y1 < 1) & (row > 0)
+        cut |= (x2 > tile[1] - 1) & (column + tile[1] < size[1]) | (y2 > tile[0] - 1) & (row + tile[0] < size[0])
+        boxes.append((detections.boxes + shift)[~cut])
+        scores.append(detections.scores[~cut])
+        masks.append(detections.masks[~cut])
+    all_boxes, all_scores, all_masks = torch.cat(boxes), torch.cat(scores), torch.cat(masks)
+    kept = nms(all_boxes, all_scores, 0.5)
+    return Detections(all_boxes[kept], all_scores[kept], all_masks[kept])

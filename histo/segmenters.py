@@ -5,7 +5,7 @@ The network is the S of UNITPathSSL (arXiv 2309.07394): a ResNet with a feature 
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -21,12 +21,15 @@ from torchvision.ops import FeaturePyramidNetwork
 from histo.codec import Form, decode
 from histo.encoders import Architecture, architecture, build_pyramid, read_card
 from histo.errors import InputError
+from histo.flows import FLOW_SCALE, instances_from
+from histo.maskrcnn import Detections, MaskRCNNHead, MaskRCNNSettings, merged, paint
 from histo.masks import renumber
 
 SMALLEST = 12  # pixels; what a network draws smaller than this is noise at any magnification in use
 
 
-Head = Literal["semantic", "none"]
+Head = Literal["maskrcnn", "flows", "semantic", "none"]
+DENSE = {"semantic": 1, "flows": 3}  # values for every pixel
 
 
 @dataclass
@@ -40,7 +43,9 @@ class SegmenterSettings:
     pyramid_width: int = 256
     """channels of the feature pyramid"""
     head: Head = "semantic"
-    """what finds nuclei beside the mask image: semantic, nucleus or not at stride 4; none: only the mask image tells"""
+    """what finds nuclei beside the mask image. maskrcnn: boxes and masks; flows: Cellpose's flows; semantic: nucleus or
+    not, at stride 4; none: only the mask image tells"""
+    maskrcnn: MaskRCNNSettings = field(default_factory=MaskRCNNSettings)
 
     def __post_init__(self) -> None:
         if not 32 <= self.pyramid_width <= 1024 or self.pyramid_width % 32:
@@ -55,13 +60,16 @@ class Reading:
 
     mask: float [N, 3, H, W], mask image in about [-1, 1] (linear output), drawn in the form `form`.
     dense: the head's output for every pixel; None where it has none or was left out. semantic: float [N, 1, H, W],
-        logits of "this pixel is nucleus".
+        logits of "this pixel is nucleus"; flows: float [N, 3, H, W], flows times `FLOW_SCALE` and these logits.
+    pyramid: of head maskrcnn, the features it reads; detections: what it finds in each tile, when not training.
     """
 
     mask: Tensor
     dense: Tensor | None
     head: Head = "semantic"
     form: Form = "paper"
+    pyramid: list[Tensor] | None = None
+    detections: list[Detections] | None = None
 
 
 def _group_norm(width: int) -> nn.GroupNorm:
@@ -78,9 +86,9 @@ def layout(device: torch.device) -> torch.memory_format:
 
 
 class SemanticHead(nn.Module):
-    """Panoptic FPN's semantic branch (Kirillov et al. 2019, figure 3): each level to stride 4, sum, one logit."""
+    """Panoptic FPN's semantic branch (Kirillov et al. 2019, figure 3): each level to stride 4, sum, some values."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, outputs: int) -> None:
         super().__init__()
         self.levels = nn.ModuleList(
             nn.ModuleList(
@@ -89,7 +97,7 @@ class SemanticHead(nn.Module):
             )
             for doublings in range(4)
         )
-        self.predict = nn.Conv2d(width, 1, 1)
+        self.predict = nn.Conv2d(width, outputs, 1)
 
     def forward(self, pyramid: list[Tensor]) -> Tensor:
         total: Tensor | None = None
@@ -128,8 +136,10 @@ class Segmenter(nn.Module):
             nn.Upsample(scale_factor=2, mode="nearest"),
             nn.Conv2d(width // 4, 3, 3, padding=1),
         )
-        if settings.head == "semantic":
-            self.semantic = SemanticHead(width)
+        if settings.head in DENSE:
+            self.dense = SemanticHead(width, DENSE[settings.head])
+        elif settings.head == "maskrcnn":
+            self.detector = MaskRCNNHead(settings.maskrcnn, width)
 
     def forward(self, image: Tensor, guided: bool = True) -> Reading:
         """image: float [N, 3, H, W] in [-1, 1]; `guided=False` leaves the head out."""
@@ -141,10 +151,14 @@ class Segmenter(nn.Module):
         for level in pyramid[1:]:
             merged = merged + F.interpolate(level, size=size, mode="bilinear", align_corners=True)
         reading = Reading(self.decoder(merged).float(), None, self.settings.head, self.form)
-        if guided and self.settings.head == "semantic":
+        if guided and reading.head in DENSE:
             reading.dense = F.interpolate(
-                self.semantic(pyramid).float(), size=image.shape[2:], mode="bilinear", align_corners=False
+                self.dense(pyramid).float(), size=image.shape[2:], mode="bilinear", align_corners=False
             )
+        elif guided and reading.head == "maskrcnn":
+            reading.pyramid = pyramid
+            if not self.training:
+                reading.detections = self.detector.detect(pyramid, (image.shape[2], image.shape[3]))
         return reading
 
 
@@ -168,7 +182,9 @@ def load(path: str | Path) -> tuple[Segmenter, dict[str, Any]]:
     """
     tensors, card = read_card(Path(path), "segmenter")
     try:
-        segmenter = Segmenter(SegmenterSettings(**card["settings"]), card.get("mask_form", "paper"))
+        settings = dict(card["settings"])
+        settings["maskrcnn"] = MaskRCNNSettings(**settings.get("maskrcnn", {}))
+        segmenter = Segmenter(SegmenterSettings(**settings), card.get("mask_form", "paper"))
         segmenter.load_state_dict(tensors)
     except (RuntimeError, LookupError, TypeError, AttributeError, ValueError) as error:
         wanted = str(card.get("settings"))[:200]
@@ -198,12 +214,16 @@ def segment(segmenter: Reader, image: NDArray[np.uint8], tile: int, batch: int =
     ramp = torch.minimum(torch.arange(1, tile + 1), torch.arange(tile, 0, -1)).float()
     weight = ramp[:, None] * ramp
     total: Tensor | None = None
+    found: list[Detections] = []
     norm = torch.zeros(padded.shape[1:])
     device = next(segmenter.parameters()).device
     for first in range(0, len(corners), batch):
         part = corners[first : first + batch]
         cut = np.stack([padded[:, row : row + tile, column : column + tile] for row, column in part])
         reading = segmenter(torch.from_numpy(cut).to(device).float() / 127.5 - 1)
+        if reading.detections is not None:
+            found += reading.detections
+            continue
         outputs = torch.cat([each for each in (reading.mask, reading.dense) if each is not None], 1).float().cpu()
         if total is None:
             total = torch.zeros(outputs.shape[1], *padded.shape[1:])
@@ -211,7 +231,8 @@ def segment(segmenter: Reader, image: NDArray[np.uint8], tile: int, batch: int =
             place = (slice(row, row + tile), slice(column, column + tile))
             total[:, *place] += output * weight
             norm[place] += weight
-    assert total is not None
+    if total is None:
+        return paint(merged(found, corners, (tile, tile), (height, width)), (height, width), min_area=SMALLEST)
     blended = (total / norm)[None, :, :height, :width]
     return instances_of(replace(reading, mask=blended[:, :3], dense=blended[:, 3:]), 0)
 
@@ -219,11 +240,19 @@ def segment(segmenter: Reader, image: NDArray[np.uint8], tile: int, batch: int =
 def instances_of(reading: Reading, index: int) -> NDArray[np.int32]:
     """The nuclei of one tile of a reading, as an instance map, int32 [H, W].
 
-    head none: what the mask image shows.
+    head none: what the mask image shows. flows: where the flows lead. maskrcnn: the masks of what was detected.
 
     head semantic: the interiors of the drawn mask are seeds, which the drawn outlines part; the logits say how far a
     seed may grow. Foreground without a seed becomes a nucleus of its own.
     """
+    if reading.head == "maskrcnn":
+        assert reading.detections is not None
+        size = (reading.mask.shape[2], reading.mask.shape[3])
+        return paint(reading.detections[index], size, min_area=SMALLEST)
+    if reading.head == "flows":
+        assert reading.dense is not None
+        dense = reading.dense[index].float().cpu().numpy()
+        return instances_from(dense[:2] / FLOW_SCALE, dense[2], min_area=SMALLEST)
     drawn = ((reading.mask[index].float() + 1) / 2).clamp(0, 1).cpu().numpy()
     if reading.head == "none":
         return decode(drawn, min_area=SMALLEST, form=reading.form)

@@ -48,7 +48,7 @@ def test_tissue_groups_do_not_see_each_other() -> None:
 
 def test_every_parameter_of_the_judges_learns() -> None:
     torch.manual_seed(0)
-    for judge in (TissueDiscriminator(NARROW, 64), PatchDiscriminator(NARROW, 64)):
+    for judge in (TissueDiscriminator(NARROW, 64), PatchDiscriminator(NARROW.mask_width, 64)):
         judge(images(4, 64)).square().mean().backward()
         idle = [name for name, p in judge.named_parameters() if p.grad is None]
         assert idle == []
@@ -64,7 +64,7 @@ def test_residual_block_halves_and_keeps_unit_variance() -> None:
 @pytest.mark.parametrize("resolution", [64, 128, 256])
 def test_patch_scores(resolution: int) -> None:
     torch.manual_seed(0)
-    judge = PatchDiscriminator(NARROW, resolution)
+    judge = PatchDiscriminator(NARROW.mask_width, resolution)
     scores = judge(images(2, resolution))
     assert scores.shape == (2, 1, resolution // 16 + 1, resolution // 16 + 1)
     assert scores.dtype == torch.float32
@@ -74,13 +74,13 @@ def test_patch_scores(resolution: int) -> None:
 
 
 def test_patch_scores_of_the_smallest_tile_that_cannot_be_normed() -> None:
-    judge = PatchDiscriminator(NARROW, 16)
+    judge = PatchDiscriminator(NARROW.mask_width, 16)
     assert torch.isfinite(judge(images(2, 16))).all()
 
 
 def test_patch_scores_of_an_image_ignore_its_batch() -> None:
     torch.manual_seed(0)
-    judge = PatchDiscriminator(NARROW, 64)
+    judge = PatchDiscriminator(NARROW.mask_width, 64)
     x = images(3, 64)
     with torch.no_grad():
         torch.testing.assert_close(judge(x)[1:2], judge(x[1:2]), rtol=1e-4, atol=1e-6)
@@ -89,7 +89,7 @@ def test_patch_scores_of_an_image_ignore_its_batch() -> None:
 def test_patch_scores_are_local() -> None:
     """Far corners: only the statistics of instance norm reach there, so without it nothing may change."""
     torch.manual_seed(0)
-    judge = PatchDiscriminator(NARROW, 256)
+    judge = PatchDiscriminator(NARROW.mask_width, 256)
     for name, module in list(judge.layers.named_children()):
         if isinstance(module, nn.InstanceNorm2d):
             judge.layers[int(name)] = nn.Identity()

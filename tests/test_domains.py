@@ -126,8 +126,8 @@ def test_folders_of_tissue_in_the_shares_asked_for(tile_folder: Path, tmp_path: 
     crops = UnpairedCrops(domains, settings, 0)
     shown = [int(domains.target.shown[crops.target_order(k)]) for k in range(40)]
     assert sum(position >= 8 for position in shown) == 30
+    wrong = open_domains(replace(settings, tissue_weights=[1, 3, 1]), 0, tmp_path / "m", progress=False)
     with pytest.raises(InputError, match=r"weights \[1, 3, 1\] do not fit 2 sources"):
-        wrong = open_domains(replace(settings, tissue_weights=[1, 3, 1]), 0, tmp_path / "m", progress=False)
         UnpairedCrops(wrong, settings, 0)
 
 

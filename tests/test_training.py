@@ -16,7 +16,8 @@ from histo.errors import InputError
 from histo.running import checkpoints
 from histo.running.tracking import read_log
 from tests.launching import start, wait_for
-from translate import engine, train
+from translate import train
+from translate.losses import guidance
 from translate.train import main
 
 
@@ -135,7 +136,7 @@ def test_a_non_finite_loss_stops_with_its_name(
         steps.append(1)
         return logits.mean() * (float("nan") if len(steps) > 9 else 1.0)
 
-    monkeypatch.setattr(engine, "semantic", broken)
+    monkeypatch.setattr(guidance, "semantic", broken)
     run = tmp_path / "run"
     with pytest.raises(InputError, match=r"term guidance became nan at step 9 \(36 images\).*000000000032"):
         main([*toy_arguments, "--data.workers", "0", "--run.dir", str(run)])
@@ -179,7 +180,7 @@ def test_broken_files_are_skipped_and_listed(
         (["--train.images", "many"], "--train.images is 'many', expected a whole number"),
         (["--train.batch_size", "0"], "train.batch_size is 0, expected 1 or more"),
         (["--train.learning_rate", "7"], "train.learning_rate is 7"),
-        (["--loss.guidance_kind", "maskrcnn"], "expected one of semantic, none"),
+        (["--segmenter.head", "boxes"], "expected one of maskrcnn, flows, semantic, none"),
         (["--segmenter.encoder", "resnet5_gn"], "timm has no model named 'resnet5_gn'"),
         (["--run.resume", "/nowhere"], "expected auto, never or a checkpoint folder"),
         (["--data.mpp", "-1"], "data.mpp is -1"),

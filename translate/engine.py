@@ -207,11 +207,12 @@ class Translator(ABC):
         self._average(self.train.batch_size)
         return terms
 
-    def run(self, name: str, *inputs: Any) -> Any:
-        """What a network makes of its inputs, in training."""
+    def run(self, name: str, *inputs: Any, method: str = "__call__") -> Any:
+        """What a network makes of its inputs in training, or another of its methods than its forward pass."""
+        called = getattr(self.passes[name], method)
         if self.train.checkpointing:
-            return recomputed(self.passes[name], *inputs, use_reentrant=False, preserve_rng_state=False)
-        return self.passes[name](*inputs)
+            return recomputed(called, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return called(*inputs)
 
     def begin(self, optimizer: str, parts: int) -> Update:
         """Begin an update of the "translators" or the "judges"; only the latter let judges' weights have gradients."""

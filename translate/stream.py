@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from histo.codec import encode
 from histo.crops import crop
 from histo.errors import InputError
+from histo.flows import flows_of
 from histo.randomness import draws
 from histo.sampling import Order
 from histo.tiles import Tile
@@ -57,6 +58,8 @@ class UnpairedCrops(Dataset):
         form = self.settings.mask_form
         drawn = encode(mask.instances, mask.types, draws(self.seed, "fill", index), form)
         item |= {"source": torch.from_numpy(drawn), "instances": torch.from_numpy(mask.instances)}
+        if self.flows:
+            item["flows"] = torch.from_numpy(flows_of(mask.instances))
         return item
 
     def _tissue(self, domain: Domain, position: int, stream: str, index: int) -> NDArray[np.uint8]:

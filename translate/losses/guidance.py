@@ -3,7 +3,8 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from histo.segmenters import Reading
+from histo.flows import flow_loss
+from histo.segmenters import Reading, Segmenter
 from translate.engine import Batch
 
 
@@ -15,8 +16,16 @@ def guidance(segmenter: nn.Module, reading: Reading, batch: Batch, seed: int) ->
     if reading.head == "none":
         return {}
     assert batch.instances is not None
-    foreground = batch.instances[:, None] > 0
+    if reading.head == "maskrcnn":
+        assert isinstance(segmenter, Segmenter)
+        assert reading.pyramid is not None
+        losses = segmenter.detector.losses(reading.pyramid, batch.instances, seed, batch.indices)
+        return {f"guidance/{name}": loss for name, loss in losses.items()}
     assert reading.dense is not None
+    foreground = batch.instances[:, None] > 0
+    if reading.head == "flows":
+        assert batch.flows is not None
+        return {"guidance": flow_loss(reading.dense, batch.flows, foreground)}
     return {"guidance": semantic(reading.dense, foreground)}
 
 

@@ -108,7 +108,7 @@ class Method(Translator):
             "generator": build_generator(recipe.generator, self.tile_size),
             "segmenter": Segmenter(recipe.segmenter, recipe.data.mask_form),
             "tissue_discriminator": TissueDiscriminator(recipe.discriminator, self.tile_size),
-            "mask_discriminator": PatchDiscriminator(recipe.discriminator, self.tile_size),
+            "mask_discriminator": PatchDiscriminator(recipe.discriminator.mask_width, self.tile_size),
         }
 
     def update(self, parts: list[Batch]) -> dict[str, Tensor]:
@@ -190,6 +190,10 @@ class Method(Translator):
             Export("generator", "generator", self.averages["generator"], asdict(self.settings.generator)),
             Export("segmenter", "segmenter", self.averages["segmenter"], asdict(self.settings.segmenter)),
         ]
+
+    @property
+    def needs_flows(self) -> bool:
+        return self.settings.segmenter.head == "flows"
 
     def buffers(self) -> dict[str, ReplayBuffer]:
         return {"replay": self.replay}

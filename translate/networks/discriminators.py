@@ -67,27 +67,49 @@ class TissueDiscriminator(nn.Module):
         return self.out(activate(self.hidden(x.flatten(1))))[:, 0].float()
 
 
-class PatchDiscriminator(nn.Module):
-    """Four 4×4 stride-2 convolutions and a 4×4 convolution to one score per patch (Isola et al. 2017, Zhu et al. 2017).
+@dataclass
+class PatchSettings:
+    """Judges by patches."""
 
-    The published depth; instance norm is left out where a layer's output would be a single pixel, which it cannot norm.
+    width: int = 64
+    """channels of the first layer, doubled three times"""
+
+    def __post_init__(self) -> None:
+        if self.width < 1:
+            raise InputError(f"discriminator.width is {self.width}, expected 1 or more.")
+
+
+class PatchDiscriminator(nn.Module):
+    """Four 4×4 convolutions and a fifth to one score per patch (Isola et al. 2017, Zhu et al. 2017).
+
+    Instance norm is left out where a layer's output would be a single pixel, which it cannot norm.
+
+    Args:
+        width: channels of the first layer, doubled three times.
+        resolution: side of the images in pixels.
+        last_stride: of the fourth convolution, the others have 2. 2 as in UNITPathSSL, patches of 94 pixels; 1 as
+            published, patches of 70.
     """
 
-    def __init__(self, settings: DiscriminatorSettings, resolution: int) -> None:
+    def __init__(self, width: int, resolution: int, last_stride: int = 2) -> None:
         super().__init__()
-        widths = [settings.mask_width * 2**k for k in range(4)]
+        widths = [width * 2**k for k in range(4)]
         layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, 2, 1), nn.LeakyReLU(0.2)]
+        side = resolution // 2
         for k in range(1, 4):
-            layers.append(nn.Conv2d(widths[k - 1], widths[k], 4, 2, 1))
-            if resolution >> (k + 1) > 1:
+            stride = last_stride if k == 3 else 2
+            layers.append(nn.Conv2d(widths[k - 1], widths[k], 4, stride, 1))
+            side = (side - 2) // stride + 1
+            if side > 1:
                 layers.append(nn.InstanceNorm2d(widths[k]))
             layers.append(nn.LeakyReLU(0.2))
-        self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 4, padding=2))
+        # Scores at the border of UNITPathSSL's judge, whose map is small, rest on padding; the published one has less.
+        self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 4, padding=2 if last_stride == 2 else 1))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, 0, 0.02)
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
-    def forward(self, mask: Tensor) -> Tensor:
-        """mask: float [N, 3, r, r] in about [-1, 1] → scores, float [N, 1, h, w], 1 for real and 0 for fake."""
-        return self.layers(mask).float()
+    def forward(self, image: Tensor) -> Tensor:
+        """image: float [N, 3, r, r] in about [-1, 1] → scores, float [N, 1, h, w], 1 for real and 0 for fake."""
+        return self.layers(image).float()
