@@ -368,7 +368,7 @@ class Reader(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.encoder, channels = build_pyramid(architecture("resnet18", "group"))
+        self.encoder, channels = build_pyramid(architecture("test_efficientnet_gn", "own"))
         self.pyramid = FeaturePyramidNetwork(channels, width, norm_layer=lambda count: nn.GroupNorm(32, count))
 
     def forward(self, image: Tensor) -> list[Tensor]:
@@ -380,7 +380,7 @@ def test_heads_learn_to_find_the_nuclei_of_two_tiles() -> None:
     tissue = PhantomTissue(0, size=64)
     images = torch.from_numpy(np.stack([tissue[k].image for k in range(2)])).float() / 127.5 - 1
     instances = nuclei(2)
-    reader, head = Reader(64), MaskRCNNHead(MaskRCNNSettings(), 64)
+    reader, head = Reader(32), MaskRCNNHead(MaskRCNNSettings(), 32)
 
     def aji() -> float:
         with torch.no_grad():
@@ -388,11 +388,12 @@ def test_heads_learn_to_find_the_nuclei_of_two_tiles() -> None:
         return float(np.mean([compare(instances[n].numpy(), paint(found[n], (64, 64))).aji for n in range(2)]))
 
     untrained = aji()
-    optimizer = torch.optim.Adam([*reader.parameters(), *head.parameters()], lr=1e-3)
-    for step in range(60):
+    optimizer = torch.optim.Adam([*reader.parameters(), *head.parameters()])
+    for step in range(110):
+        optimizer.param_groups[0]["lr"] = 2e-3 * (1 - step / 110)
         optimizer.zero_grad()
         loss = sum(head.losses(reader(images), instances, 0, [2 * step, 2 * step + 1]).values())
         loss.backward()  # type: ignore[union-attr]
         optimizer.step()
     assert untrained < 0.1
-    assert aji() > 0.4
+    assert aji() > 0.7
