@@ -16,7 +16,7 @@ from machine import describe, quickest, rates
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from histo.maskrcnn import STRIDES, MaskRCNNHead, MaskRCNNSettings, paint
+from histo.maskrcnn import STRIDES, Detections, MaskRCNNHead, MaskRCNNSettings, paint
 from histo.phantom import PhantomTissue
 from histo.segmenters import Segmenter, SegmenterSettings
 
@@ -62,13 +62,13 @@ def segmenter(device: str, bf16: bool) -> Callable[[], object]:
     return step
 
 
-def detection(device: str, bf16: bool) -> tuple[Callable[[], object], Callable[[], object], int]:
+def detection(device: str) -> tuple[Callable[[], object], Callable[[], object], int]:
     """Finding and painting the nuclei of a batch, and how many are found."""
     torch.manual_seed(0)
-    head, pyramid = MaskRCNNHead(MaskRCNNSettings(), WIDTH).to(device), features(device, bf16)
+    head, pyramid = MaskRCNNHead(MaskRCNNSettings(), WIDTH).to(device), features(device, True)
 
-    def detect() -> list:
-        with torch.autocast(device, torch.bfloat16, enabled=bf16):
+    def detect() -> list[Detections]:
+        with torch.autocast(device, torch.bfloat16):
             return head.detect(pyramid, (SIZE, SIZE))
 
     head.rois.score_thresh = 0.0
@@ -87,23 +87,21 @@ def main() -> None:
     measured = {bf16: rates(device, torch.bfloat16 if bf16 else torch.float32) for bf16 in (True, False)}
     print(describe(device, measured))
     print(f"{f'{SIZE}², batch {BATCH}, width {WIDTH}':<44}{'seconds':>9}{'TFLOP':>8}{'of conv rate':>14}", flush=True)
-    for bf16 in (True, False):
-        precision = "bf16" if bf16 else "fp32"
-        for name, build in (
-            ("Mask R-CNN's heads, nuclei", partial(heads, "nuclei")),
-            ("the segmenter", segmenter),
-            ("Mask R-CNN's heads, paper", partial(heads, "paper")),
-        ):
-            step = build(device, bf16)
-            seconds = quickest(step, steps, device)
-            with FlopCounterMode(display=False) as counter:
-                step()
-            flop = counter.get_total_flops()
-            share = flop / seconds / measured[bf16][1]
-            print(f"{f'{name}, {precision}':<44}{seconds:9.3f}{flop / 1e12:8.3f}{share:14.0%}", flush=True)
-        detect, painting, count = detection(device, bf16)
-        print(f"{f'detect, {count} nuclei, {precision}':<44}{quickest(detect, steps, device):9.3f}", flush=True)
-        print(f"{f'paint, {count} nuclei':<44}{quickest(painting, steps, device):9.3f}", flush=True)
+    for name, build, bf16 in (
+        ("Mask R-CNN's heads, nuclei, bf16", partial(heads, "nuclei"), True),
+        ("Mask R-CNN's heads, nuclei, fp32", partial(heads, "nuclei"), False),
+        ("the segmenter, bf16", segmenter, True),
+        ("Mask R-CNN's heads, paper, bf16", partial(heads, "paper"), True),
+    ):
+        step = build(device, bf16)
+        seconds = quickest(step, steps, device)
+        with FlopCounterMode(display=False) as counter:
+            step()
+        flop = counter.get_total_flops()
+        print(f"{name:<44}{seconds:9.3f}{flop / 1e12:8.3f}{flop / seconds / measured[bf16][1]:14.0%}", flush=True)
+    detect, painting, count = detection(device)
+    print(f"{f'detect, {count} nuclei, bf16':<44}{quickest(detect, steps, device):9.3f}")
+    print(f"{f'paint, {count} nuclei':<44}{quickest(painting, steps, device):9.3f}")
 
 
 if __name__ == "__main__":

@@ -110,6 +110,24 @@ class _BoxPredictor(nn.Module):
         return self.score(x)[:, 0].float(), self.deltas(x).float()
 
 
+class MaskPredictor(nn.Module):
+    """Mask R-CNN's last layers: a transposed 2 × 2 convolution of stride 2, ReLU, and a logit.
+
+    As matrix products, since no output of that convolution has two inputs; on a CPU this takes half as long.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.enlarge, self.draw = nn.Linear(width, 4 * width), nn.Linear(width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float [R, width, S, S] → logits, fp32 [R, 2 S, 2 S]."""
+        regions, width, side, _ = x.shape
+        quarters = self.enlarge(x.flatten(2).transpose(1, 2)).relu().view(regions, side, side, 2, 2, width)
+        logits = self.draw(quarters)[..., 0].float()
+        return logits.transpose(2, 3).reshape(regions, 2 * side, 2 * side)
+
+
 class MaskRCNNHead(nn.Module):
     """Proposals, boxes and masks of nuclei from a feature pyramid.
 
@@ -147,9 +165,7 @@ class MaskRCNNHead(nn.Module):
         )
         self.masks = nn.Sequential(
             MaskRCNNHeads(width, [width] * 4, 1, norm_layer=lambda channels: nn.GroupNorm(32, channels)),
-            nn.ConvTranspose2d(width, width, 2, 2),
-            nn.ReLU(),
-            nn.Conv2d(width, 1, 1),
+            MaskPredictor(width),
         )
 
     def losses(self, pyramid: list[Tensor], instances: Tensor, seed: int, indices: list[int]) -> dict[str, Tensor]:
@@ -244,7 +260,7 @@ class MaskRCNNHead(nn.Module):
 
     def _draw_masks(self, pyramid: list[Tensor], boxes: list[Tensor]) -> Tensor:
         """Logits [R, 28, 28] of the boxes of all images."""
-        return self.masks(pool(pyramid, boxes, MASK_SIDE))[:, 0].float()
+        return self.masks(pool(pyramid, boxes, MASK_SIDE))
 
 
 def _box_terms(logits: Tensor, deltas: Tensor, labels: Tensor, goals: Tensor) -> tuple[Tensor, Tensor]:
