@@ -1,10 +1,10 @@
 """Images of any size through a network that reads square tiles: windows that overlap, blended and delivered in bands.
 
-Windows lie on a grid of the whole plane, so what a pixel becomes does not depend on the image's size, and reach over the
-image's border, beyond which the image is mirrored. Every pixel is the mean of all windows over it, weighted by
-sin² bumps that fall to zero at the windows' edges; at steps of a whole part of the tile their sum is constant. A side
-no longer than a tile is read in one window. Floats exist for one row of windows at a time and are handed on as soon as
-no further window reaches them, so that memory grows with the image's width alone.
+Windows lie on a grid of the whole plane, so what a pixel becomes does not depend on the image's size, and reach over
+the image's border, beyond which the image is mirrored. Every pixel is the mean of all windows over it, with weights
+that fall to zero at a window's edges as sin² and add up to a constant where the step divides the tile. A side no longer
+than a tile is read in one window. Floats exist for one row of windows at a time and are handed on as soon as no further
+window reaches them, so that memory grows with the image's width alone.
 """
 
 from collections.abc import Callable, Iterable, Iterator

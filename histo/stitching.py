@@ -65,8 +65,8 @@ def stitch(
         seen = bottom
     table = np.zeros(len(starts) + 1, dtype=np.int32)
     table[np.argsort(starts) + 1] = np.arange(1, len(starts) + 1)
-    for row in stitched:
-        row[:] = table[row]
+    for number in range(height):
+        stitched[number] = table[stitched[number]]
     return stitched
 
 

@@ -137,9 +137,14 @@ class CoModGenerator(nn.Module):
     def _code(self, x: Tensor) -> Tensor:
         return activate(self.to_code(x.flatten(1)))
 
+    @property
+    def noise_sides(self) -> list[int]:
+        """Side of the noise of every synthesis layer."""
+        return [4] + [side for side in self.sides[1:] for _ in range(2)]
+
     def style(self, seed: int, stream: str, indices: list[int], training: bool) -> Style:
         """Draw a style for each global image index; pure in (seed, stream, index), made on the CPU."""
-        sides = [4] + [side for side in self.sides[1:] for _ in range(2)]
+        sides = self.noise_sides
         settings = self.settings
         dropout = settings.dropout if training else 0.0
         z, keep, noise = [], [], []
