@@ -24,6 +24,7 @@ Form = Literal["paper", "two_channel", "grey", "binary"]
 
 _FILL, _FILL_SPREAD = 0.44, 0.13
 _FILL_RANGE = (0.2, 0.75)
+_FILL_ROWS = 512  # at a time, so that floats do not span a large image
 _GRAINS = ((8, 0.8), (4, 0.6))  # (lattice spacing in pixels, share of the standard deviation) of each octave
 _REACH = 32  # pixels that nuclei grow; thin tails of real nuclei need 15, and wider red is no outline
 _ALL_NEIGHBOURS = np.ones((3, 3), dtype=bool)
@@ -190,7 +191,7 @@ def _types_of_pixels(instances: NDArray[np.int32], types: NDArray[Any]) -> NDArr
 
 def _mottle(shape: tuple[int, ...], generator: np.random.Generator) -> NDArray[np.uint8]:
     """Fill uint8 [H, W]: octaves of value noise, each a Gaussian lattice interpolated smoothly between its points."""
-    noise = np.zeros(shape, dtype=np.float32)
+    octaves = []
     for grain, share in _GRAINS:
         # A random shift of the lattice keeps its grid from showing at the same place in every image.
         rows, columns = (np.arange(length) + generator.integers(grain) for length in shape)
@@ -199,12 +200,19 @@ def _mottle(shape: tuple[int, ...], generator: np.random.Generator) -> NDArray[n
         lattice = generator.standard_normal((row[-1] + 2, column[-1] + 2), dtype=np.float32)
         lattice *= share / np.sqrt(row_power * column_power)
         across = lattice[:, column] * (1 - column_weight) + lattice[:, column + 1] * column_weight
-        noise += across[row] * (1 - row_weight)[:, None]
-        noise += across[row + 1] * row_weight[:, None]
-    noise *= 255 * _FILL_SPREAD
-    noise += 255 * _FILL + 0.5  # the half rounds to nearest when the fraction is cut off
+        octaves.append((across, row, row_weight[:, None]))
+    fill = np.empty(shape, dtype=np.uint8)
     low, high = (round(255 * bound) for bound in _FILL_RANGE)
-    return np.clip(noise, low, high, out=noise).astype(np.uint8)
+    for first in range(0, shape[0], _FILL_ROWS):
+        noise = np.zeros((min(_FILL_ROWS, shape[0] - first), shape[1]), dtype=np.float32)
+        for across, row, weight in octaves:
+            part = slice(first, first + _FILL_ROWS)
+            noise += across[row[part]] * (1 - weight[part])
+            noise += across[row[part] + 1] * weight[part]
+        noise *= 255 * _FILL_SPREAD
+        noise += 255 * _FILL + 0.5  # the half rounds to nearest when the fraction is cut off
+        fill[first : first + _FILL_ROWS] = np.clip(noise, low, high, out=noise)
+    return fill
 
 
 def _between_points(positions: NDArray[np.int64], grain: int) -> tuple[NDArray[np.int64], NDArray[np.float32], float]:

@@ -30,6 +30,10 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 class FolderLock:
     """The lock of one folder, held from construction until `release` or the end of the process.
 
+    Args:
+        folder: made where it does not exist.
+        option: what names the folder on the command line, for the error sentences.
+
     Attributes:
         stale: who held it last without giving it back, as a phrase; None where the folder was free.
 
@@ -37,9 +41,9 @@ class FolderLock:
         InputError: another process holds it, or the folder cannot be written.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / LOCK
-        with writing(folder, "name another --run.dir"):
+    def __init__(self, folder: Path, option: str = "--run.dir") -> None:
+        self.path, self._option = folder / LOCK, option
+        with writing(folder, f"name another {option}"):
             folder.mkdir(parents=True, exist_ok=True)
             self._file = self._locked()
         owner = _owner(self._file)
@@ -47,7 +51,7 @@ class FolderLock:
         me = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
         self._released = threading.Event()
         try:
-            with writing(self.path, "free some space or name another --run.dir"):
+            with writing(self.path, f"free some space or name another {option}"):
                 self._file.seek(0)
                 self._file.truncate()
                 self._file.write(json.dumps(me))
@@ -96,7 +100,7 @@ class FolderLock:
                 if in_use:
                     who = _phrase(owner) if owner else "another process"
                     raise InputError(
-                        f"{self.path.parent} is in use by {who}; stop that one first or name another --run.dir."
+                        f"{self.path.parent} is in use by {who}; stop that one first or name another {self._option}."
                     )
             except BaseException:
                 file.close()

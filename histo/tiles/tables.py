@@ -23,6 +23,7 @@ Other columns are ignored unless their name looks like a slip of one of these.
 
 import csv
 import difflib
+import io
 import math
 import os
 from collections import Counter
@@ -33,6 +34,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from PIL import Image
 
 from histo.errors import InputError, writing
+from histo.files import written_whole
 from histo.images import read_mpp
 from histo.links import stray_link
 from histo.masks import write_instances
@@ -89,10 +91,19 @@ def write_folder(tiles: Iterable[Tile], folder: Path) -> None:
             if tile.instances is not None:
                 write_instances(folder / mask, tile.instances)
             rows.append([path, tile.label, tile.patient, tile.mpp, tile.split, mask])
-        aside = folder / "tiles.csv.tmp"
-        with aside.open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows([COLUMNS, *rows])
-        os.replace(aside, folder / "tiles.csv")
+        write_table(folder, rows)
+
+
+def write_table(folder: Path, rows: Iterable[Sequence[object]]) -> None:
+    """Write `tiles.csv`, whole or not at all; every row has the fields of `COLUMNS`, None where unknown.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([COLUMNS, *rows])
+    with writing(folder), written_whole(folder / "tiles.csv") as file:
+        file.write(text.getvalue().encode())
 
 
 def _from_images(folder: Path, source: str, split: str | None) -> tuple[list[TileEntry], list[tuple[Path, str]]]:

@@ -99,17 +99,11 @@ class CoModGenerator(nn.Module):
         self.refine = nn.ModuleList(StyledConv(width[side], width[side], style) for side in self.sides[1:])
         self.to_rgb = nn.ModuleList(ToRGB(width[side], style) for side in self.sides)
 
-    def forward(self, mask: Tensor, z: Tensor, keep: Tensor, noise: list[Tensor]) -> Tensor:
-        """mask: float [N, 3, r, r] in [-1, 1]; others as in `Style` → float [N, 3, r, r] in about [-1, 1]."""
-        skips: dict[int, Tensor] = {}
-        x = self.from_mask(mask)
-        for side, conv, halve in zip(self.sides[::-1], self.encode, [*self.halve, None], strict=True):
-            x = conv(x)
-            skips[side] = x
-            if halve is not None:
-                x = halve(x)
-
-        code = activate(self.to_code(x.flatten(1))) * keep
+    def forward(self, mask: Tensor, z: Tensor, keep: Tensor, noise: list[Tensor], code: Tensor | None = None) -> Tensor:
+        """mask: float [N, 3, r, r] in [-1, 1]; code: float [N, code_width], None for the masks' own; others as in
+        `Style` → float [N, 3, r, r] in about [-1, 1]."""
+        skips, x = self._features(mask)
+        code = (self._code(x) if code is None else code) * keep
         style = torch.cat([self.mapping(z), code.to(z.dtype)], 1)
         x = activate(self.from_code(code)).view_as(x) + x
         x = self.first(x, style, noise[0])
@@ -121,9 +115,32 @@ class CoModGenerator(nn.Module):
             rgb = upsample(rgb) + self.to_rgb[k + 1](x, style)
         return rgb.float()
 
+    def code(self, mask: Tensor) -> Tensor:
+        """The global code of masks, float [N, 3, r, r] in [-1, 1] → float [N, code_width]."""
+        return self._code(self._features(mask)[1])
+
+    def _features(self, mask: Tensor) -> tuple[dict[int, Tensor], Tensor]:
+        """Features of the mask by side, and those of side 4 alone."""
+        skips: dict[int, Tensor] = {}
+        x = self.from_mask(mask)
+        for side, conv, halve in zip(self.sides[::-1], self.encode, [*self.halve, None], strict=True):
+            x = conv(x)
+            skips[side] = x
+            if halve is not None:
+                x = halve(x)
+        return skips, x
+
+    def _code(self, x: Tensor) -> Tensor:
+        return activate(self.to_code(x.flatten(1)))
+
+    @property
+    def noise_sides(self) -> list[int]:
+        """Side of the noise of every synthesis layer."""
+        return [4] + [side for side in self.sides[1:] for _ in range(2)]
+
     def style(self, seed: int, stream: str, indices: list[int], training: bool) -> Style:
         """Draw a style for each global image index; pure in (seed, stream, index), made on the CPU."""
-        sides = [4] + [side for side in self.sides[1:] for _ in range(2)]
+        sides = self.noise_sides
         settings = self.settings
         dropout = settings.dropout if training else 0.0
         z, keep, noise = [], [], []

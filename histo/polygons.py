@@ -1,0 +1,93 @@
+"""Instance maps as GeoJSON polygons in the form that QuPath exports and imports.
+
+Outlines run along the edges of pixels, so `histo.masks.read_instances` gives the very map back, ids 1, 2, … in order.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from histo.errors import writing
+from histo.files import written_whole
+from histo.masks import renumber
+
+Ring = list[list[int]]
+_RIGHT, _DOWN, _LEFT, _UP = range(4)
+_STEPS = ((0, 1), (1, 0), (0, -1), (-1, 0))  # rows and columns of one move in each direction
+
+
+def write_polygons(path: str | Path, instances: NDArray[Any]) -> None:
+    """Write an instance map as a FeatureCollection, one detection of class Nucleus for each id in rising order.
+
+    A nucleus in one piece is a Polygon, with its holes; one in several pieces (4-connected) a MultiPolygon.
+    Coordinates are pixels, x before y, (0, 0) being the corner of the first pixel.
+
+    Args:
+        path: ends in `.geojson` by custom; its folder exists.
+        instances: integer [H, W], 0 = background.
+
+    Raises:
+        InputError: not an instance map, or the file cannot be written.
+    """
+    text = json.dumps({"type": "FeatureCollection", "features": list(_features(renumber(instances)))})
+    with writing(Path(path)), written_whole(Path(path)) as file:
+        file.write(text.encode())
+
+
+def _features(instances: NDArray[np.int32]) -> Iterator[dict[str, Any]]:
+    for number, place in enumerate(ndimage.find_objects(instances), start=1):
+        if place is None:
+            continue
+        parts, count = ndimage.label(instances[place] == number)
+        corner = (place[0].start, place[1].start)
+        polygons = [_rings(parts == part, corner) for part in range(1, count + 1)]
+        yield {
+            "type": "Feature",
+            "geometry": {
+                "type": "Polygon" if count == 1 else "MultiPolygon",
+                "coordinates": polygons[0] if count == 1 else polygons,
+            },
+            "properties": {"objectType": "detection", "classification": {"name": "Nucleus", "color": [200, 0, 0]}},
+        }
+
+
+def _rings(part: NDArray[np.bool_], corner: tuple[int, int]) -> list[Ring]:
+    """The outline of a 4-connected piece, then its holes, each a closed ring of the corners where it turns.
+
+    The edges of boundary pixels are followed with the piece on the right; where two of its pixels meet at a corner
+    only, the turn to the right keeps to the same pixel, so that no ring crosses itself.
+    """
+    inside = np.pad(part, 1)
+    body = inside[1:-1, 1:-1]
+    # By direction: the first corners of the edges that lead there, in the order of rows and columns.
+    edges = [
+        np.argwhere(body & ~inside[:-2, 1:-1]),
+        np.argwhere(body & ~inside[1:-1, 2:]) + np.array([0, 1]),
+        np.argwhere(body & ~inside[2:, 1:-1]) + np.array([1, 1]),
+        np.argwhere(body & ~inside[1:-1, :-2]) + np.array([1, 0]),
+    ]
+    open_edges = {(row, column, way): None for way, starts in enumerate(edges) for row, column in starts.tolist()}
+    rings: list[Ring] = []
+    while open_edges:
+        row, column, way = begin = next(iter(open_edges))
+        ring: Ring = []
+        while True:
+            del open_edges[row, column, way]
+            row, column = row + _STEPS[way][0], column + _STEPS[way][1]
+            turned = next(
+                turn
+                for turn in ((way + 1) % 4, way, (way - 1) % 4)
+                if (row, column, turn) in open_edges or (row, column, turn) == begin
+            )
+            if turned != way:
+                ring.append([column + corner[1], row + corner[0]])
+            way = turned
+            if (row, column, way) == begin:
+                break
+        rings.append([*ring, ring[0]])
+    return rings

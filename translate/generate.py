@@ -1,0 +1,219 @@
+"""Make tissue and masks with a trained translator.
+
+    python translate/generate.py RUN --masks FOLDER --styles 4 --out DIR
+    python translate/generate.py RUN --masks layout --count 100 --out DIR
+    python translate/generate.py RUN --tissue FOLDER --out DIR
+
+RUN is a run folder of translate/train.py or its export folder. Masks, of any size, become tissue in several styles,
+with the instance maps beside and a tiles.csv: a labelled data set. Tissue becomes instance maps, 16-bit PNG and GeoJSON
+as QuPath reads it. The same command goes on where it was stopped; under `accelerate launch` processes share the work.
+"""
+
+import hashlib
+import shlex
+import sys
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+try:
+    from tqdm import tqdm
+
+    import translate
+    from histo.errors import InputError, writing
+    from histo.running import processes
+    from histo.running.locks import FolderLock
+    from histo.running.settings import as_yaml, read_settings, run_script
+    from histo.tiles.tables import write_table
+    from translate.export import revision
+    from translate.inference import TrainedTranslator
+    from translate.outputs import FOLDERS, OutputFolder
+    from translate.products import Product, Renderings, Restainings, Segmentations, open_masks, open_tissue
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {error.name!r} is not installed: run `pip install -e .` in nucleate's folder.")
+
+
+@dataclass
+class GenerateSettings:
+    """What is made, of what, and where it goes."""
+
+    run: str | None = None
+    """run folder of translate/train.py, or its export folder; the same as naming it first"""
+    masks: str | None = None
+    """render these: a folder of instance maps, a set of tiles that have masks, or layout: drawn as the run's
+    data.layout says"""
+    tissue: str | None = None
+    """segment these: a folder of tiles or of shards"""
+    restain: str | None = None
+    """with tissue: an image in whose stain the tiles are shown, instead of their nuclei"""
+    count: int | None = None
+    """how many masks or tiles, the first ones; null takes all, layouts need a number"""
+    styles: int = 1
+    """renderings of each mask"""
+    size: int | None = None
+    """side of layouts in pixels; null is the tile of the training"""
+    mpp: float | None = None
+    """µm/px of masks or tissue where their files do not say"""
+    out: str | None = None
+    """folder of the results, new or empty, or one that the same command has begun"""
+    overwrite: bool = False
+    """begin anew: remove what an earlier call wrote to out; files of other origin go only where a new one has their
+    name"""
+    on_bad: Literal["error", "skip"] = "error"
+    """inputs that cannot be used: stop, or leave them out and list them"""
+    seed: int = 0
+    """seed of styles and layouts"""
+
+    def __post_init__(self) -> None:
+        for name in ("count", "styles"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"--{name} is {value}, expected 1 or more.")
+        if self.mpp is not None and not 0.01 <= self.mpp <= 100:
+            raise InputError(f"--mpp is {self.mpp}, expected µm/px between 0.01 and 100.")
+
+
+def main(argv: list[str]) -> None:
+    """Read the command line and make what it asks for."""
+    request = read_settings(
+        GenerateSettings,
+        "translate/generate.py RUN",
+        "Make tissue of masks, nuclei of tissue, or tissue in another stain, with a trained translator.",
+        ["--run", *argv] if argv and not argv[0].startswith("--") else argv,
+    )
+    settings = request.settings
+    try:
+        with processes.together():
+            translator, product = _open(settings)
+        if request.dry_run:
+            if processes.state().is_main_process:
+                print(as_yaml(settings))
+                print(f"dry run: settings and inputs are sound. {product.describe()}.")
+            return
+        assert settings.out is not None
+        output = OutputFolder(
+            Path(settings.out),
+            _plan(settings, translator, product),
+            {
+                "translator": translator.facts(),
+                "command": shlex.join(["python", "translate/generate.py", *argv]),
+                "revision": revision(),
+                "libraries": {name: version(name) for name in ("torch", "torchvision", "timm")},
+            },
+        )
+        lock: FolderLock | None = None
+        try:
+            with processes.together():
+                if processes.state().is_main_process:
+                    lock = FolderLock(output.path, "--out")
+                    everything = (file for index in range(len(product)) for file in product.files(index))
+                    output.begin(everything, settings.overwrite)
+            _make_all(product, output, settings.on_bad)
+        finally:
+            if lock:
+                lock.release()
+    finally:
+        processes.part()
+
+
+def _open(settings: GenerateSettings) -> tuple[TrainedTranslator, Product]:
+    """The networks and what they are to make; all mistakes that show before anything is made are found here."""
+    if settings.run is None:
+        raise InputError("No run was named; give a run folder of translate/train.py first of all.")
+    if (settings.masks is None) == (settings.tissue is None):
+        given = "Both --masks and --tissue were" if settings.masks else "Neither --masks nor --tissue was"
+        raise InputError(f"{given} given, expected one of them: masks are rendered, tissue is segmented.")
+    if settings.restain is not None and settings.tissue is None:
+        raise InputError("--restain shows tissue in another stain and was given without --tissue; name the tissue.")
+    if settings.tissue is not None and (settings.styles != 1 or settings.size is not None):
+        raise InputError("--styles and --size are for masks and do not go with --tissue; leave them out.")
+    if settings.out is None:
+        raise InputError("No place for the results was named; give --out.")
+    _refuse_own_inputs(settings)
+    translator = translate.load(settings.run)
+    if settings.masks is not None:
+        masks = open_masks(
+            settings.masks,
+            translator,
+            count=settings.count,
+            size=settings.size,
+            mpp=settings.mpp,
+            seed=settings.seed,
+        )
+        return translator, Renderings(translator, masks, settings.styles, settings.seed)
+    assert settings.tissue is not None
+    tissue = open_tissue(Path(settings.tissue), count=settings.count, mpp=settings.mpp)
+    if settings.restain is not None:
+        return translator, Restainings(translator, tissue, Path(settings.restain))
+    return translator, Segmentations(translator, tissue)
+
+
+def _refuse_own_inputs(settings: GenerateSettings) -> None:
+    """Results must not land among the inputs, where overwriting would remove them."""
+    out = Path(settings.out or "").resolve()
+    for name in ("run", "masks", "tissue"):
+        value = getattr(settings, name)
+        if value is None or (name == "masks" and value == "layout"):
+            continue
+        place = Path(value).resolve()
+        if out == place or out.is_relative_to(place) or place.is_relative_to(out):
+            raise InputError(
+                f"--out {settings.out} and --{name} {value} lie in one another; name a folder beside them."
+            )
+
+
+def _plan(settings: GenerateSettings, translator: TrainedTranslator, product: Product) -> dict[str, Any]:
+    """What settles the results; a finished file stands for its item only under the same."""
+    names = hashlib.sha256()
+    for index in range(len(product)):
+        names.update(f"{product.identity(index)}\n".encode())
+    reference = settings.restain and hashlib.sha256(Path(settings.restain).read_bytes()).hexdigest()
+    return {
+        "--masks": settings.masks,
+        "--tissue": settings.tissue,
+        "--restain": reference,
+        "--count": len(product),
+        "--styles": settings.styles,
+        "--size": settings.size,
+        "--mpp": settings.mpp,
+        "--seed": settings.seed,
+        "the list of inputs": names.hexdigest(),
+        "the SHA-256 of the networks": translator.facts()["weights_sha256"],
+    }
+
+
+def _make_all(product: Product, output: OutputFolder, on_bad: str) -> None:
+    """Make what is missing, each process its share; the first one then writes the table."""
+    state = processes.state()
+    mine = range(state.process_index, len(product), state.num_processes)
+    with processes.together():
+        with writing(output.path):
+            for name in {file.parts[0] for file in product.files(0)} & set(FOLDERS):
+                (output.path / name).mkdir(exist_ok=True)
+        missing = [index for index in mine if not _is_made(product, output.path, index)]
+        for index in tqdm(missing, desc="making", unit="image", disable=None if state.is_main_process else True):
+            try:
+                product.make(index, output.path)
+            except InputError as error:
+                if on_bad == "error":
+                    raise
+                print(f"skipped: {error}", file=sys.stderr, flush=True)
+    with processes.together():
+        if state.is_main_process:
+            made = [index for index in range(len(product)) if _is_made(product, output.path, index)]
+            if not made:
+                raise InputError(f"None of the {len(product)} inputs could be used; the reasons are above.")
+            rows = [row for index in made for row in product.rows(index)]
+            if rows:
+                write_table(output.path, rows)
+            output.finish(made=len(made), skipped=len(product) - len(made))
+            print(f"{product.describe()}\n{len(made)} of {len(product)} made: {output.path}")
+
+
+def _is_made(product: Product, folder: Path, index: int) -> bool:
+    return all((folder / file).is_file() for file in product.files(index))
+
+
+if __name__ == "__main__":
+    run_script(main)

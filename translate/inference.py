@@ -1,0 +1,205 @@
+"""A trained translator as notebooks and `translate/generate.py` use it: arrays in, arrays out, of any size.
+
+Which networks a run left, and how each is called, is known here alone.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from histo import segmenters
+from histo.codec import encode
+from histo.errors import InputError
+from histo.layouts import LayoutSettings, ShapeSettings
+from histo.masks import as_instances
+from histo.randomness import draws
+from histo.running.configs import read_config
+from histo.segmenters import Segmenter
+from translate.canvas import image_code, render_image
+from translate.networks import comod
+from translate.networks.comod import CoModGenerator
+
+TYPED_MASKS = ("layout", "phantom")  # whose nuclei have types; a run on other masks never saw the second
+
+
+class TrainedTranslator:
+    """What a run learned.
+
+    Attributes:
+        card: facts of the generator (or, without one, of the segmenter): `tile_size`, `mpp`, `images_seen` and others.
+        path: the folder of its exports.
+        typed: whether its masks drew two types of nuclei.
+        layout: what masks its run drew, or would have drawn, with `--data.masks layout`.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        card: dict[str, Any],
+        generator: CoModGenerator | None,
+        segmenter: Segmenter | None,
+        data: dict[str, Any],
+    ) -> None:
+        self.path, self.card = path, card
+        self.typed = data.get("masks") in TYPED_MASKS
+        self.layout = _layout(data.get("layout", {}))
+        self._generator, self._segmenter = generator, segmenter
+
+    @property
+    def tile_size(self) -> int:
+        """Side of the tiles it was trained on; pixels."""
+        return int(self.card["tile_size"])
+
+    @property
+    def mpp(self) -> float | None:
+        """µm/px of the tissue it was trained on, None where unknown."""
+        return self.card.get("mpp")
+
+    def render(
+        self,
+        masks: NDArray[Any],
+        styles: int | Sequence[int] = 4,
+        seed: int = 0,
+        types: NDArray[Any] | None = None,
+    ) -> NDArray[np.uint8]:
+        """Tissue with these nuclei.
+
+        Args:
+            masks: instance map, integer [H, W] or [N, H, W], 0 = background, of the µm/px of the training.
+            styles: how many styles, or their numbers: `render(m, [3])` is `render(m, 4)[3:]`.
+            seed: of the styles; the same seed, number and mask give the same pixels.
+            types: uint8 [largest id + 1], type 1 or 2 of each id, as in `histo.codec.encode`; not looked at where the
+                run saw one type only.
+
+        Returns:
+            uint8 [styles, N, 3, H, W]; a single map counts as N = 1.
+
+        Raises:
+            InputError: not instance maps, no style asked for, or a run without a generator of masks.
+        """
+        generator = self.require_generator()
+        numbers = range(styles) if isinstance(styles, int) else styles
+        if len(numbers) < 1 or min(numbers) < 0:
+            raise InputError(f"styles is {styles}, expected 1 or more, or their numbers from 0; ask for one at least.")
+        masks = np.asarray(masks)
+        stack = masks[None] if masks.ndim == 2 else masks
+        if stack.ndim != 3 or stack.size == 0:
+            raise InputError(f"The masks have shape {masks.shape}, expected [H, W] or [N, H, W]; give instance maps.")
+        tissue = np.empty((len(numbers), len(stack), 3, *stack.shape[1:]), dtype=np.uint8)
+        for n, mask in enumerate(stack):
+            texture = draws(seed, "render fill", 0)
+            drawn = encode(as_instances(mask, "The mask"), types if self.typed else None, texture)
+            code = image_code(generator, drawn)
+            for place, number in enumerate(numbers):
+                tissue[place, n] = render_image(generator, drawn, number, seed, code=code)
+        return tissue
+
+    def segment(self, image: NDArray[Any]) -> NDArray[np.int32]:
+        """The nuclei of an image of tissue.
+
+        Args:
+            image: uint8 RGB of the µm/px of the training, [3, H, W] or [H, W, 3]: the axis of three is the colours;
+                an image of which the first and the last axis have three is refused.
+
+        Returns:
+            Instance map, int32 [H, W], 0 = background.
+
+        Raises:
+            InputError: another shape or dtype, or a run without a segmenter.
+        """
+        segmenter = self.require_segmenter()
+        return segmenters.segment(segmenter, channels_first(image), tile=self.tile_size)
+
+    def restain(self, image: NDArray[Any], reference: NDArray[Any]) -> NDArray[np.uint8]:
+        """The image in the stain of a reference image, both as in `segment`; uint8 [3, H, W].
+
+        Raises:
+            InputError: the run learned no translation of tissue to tissue.
+        """
+        raise InputError(
+            f"{self.path} learned masks and tissue, but restaining takes a run of tissue to tissue; give --masks, or "
+            "--tissue without --restain."
+        )
+
+    def require_generator(self) -> CoModGenerator:
+        """The mask → tissue network, or an InputError."""
+        if self._generator is None:
+            raise InputError(f"{self.path} has no generator of tissue from masks; name a run that learned one.")
+        return self._generator
+
+    def require_segmenter(self) -> Segmenter:
+        """The tissue → mask network, or an InputError."""
+        if self._segmenter is None:
+            raise InputError(f"{self.path} has no nucleus segmenter; name a run that learned one.")
+        return self._segmenter
+
+    def facts(self) -> dict[str, Any]:
+        """Who it is: the card's facts and the SHA-256 of the weights."""
+        files = sorted(self.path.glob("*.safetensors"))
+        known = ("kind", "tile_size", "mpp", "images_seen", "tissue", "masks", "licences", "revision", "seed")
+        return {
+            **{name: self.card.get(name) for name in known},
+            "weights_sha256": {file.stem: _hash(file) for file in files if file.stem != "encoder"},
+        }
+
+
+def open_translator(path: Path) -> TrainedTranslator:
+    """Read a run folder's exports, or an export folder; see `translate.load`."""
+    if not path.is_dir():
+        raise InputError(f"{path} is no folder; name a run folder of translate/train.py, or its export folder.")
+    export = path / "export" if (path / "export").is_dir() else path
+    files = {name: export / f"{name}.safetensors" for name in ("generator", "segmenter")}
+    present = [name for name, file in files.items() if file.is_file()]
+    if not present:
+        raise InputError(f"{path} has no exports; let its training end, or name another run folder.")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    card: dict[str, Any] = {}
+    generator = segmenter = None
+    if "segmenter" in present:
+        segmenter, card = segmenters.load(files["segmenter"])
+        segmenter.requires_grad_(False).to(device).to(memory_format=segmenters.layout(device))
+    if "generator" in present:
+        generator, card = comod.load(files["generator"])
+        generator.to(device)
+    return TrainedTranslator(export, card, generator, segmenter, _data_settings(export.parent / "config.yaml"))
+
+
+def channels_first(image: NDArray[Any]) -> NDArray[np.uint8]:
+    """uint8 [3, H, W] of an image [3, H, W] or [H, W, 3].
+
+    Raises:
+        InputError: another dtype or shape, or both axes of three.
+    """
+    image = np.asarray(image)
+    if image.dtype != np.uint8:
+        raise InputError(f"The image is {image.dtype}, expected uint8 RGB from 0 to 255; convert it.")
+    if image.ndim != 3 or image.size == 0 or (image.shape[0] == 3) == (image.shape[2] == 3):
+        raise InputError(
+            f"The image has shape {image.shape}, expected [3, H, W] or [H, W, 3] with one axis of three colours; "
+            "bring it into one of these forms."
+        )
+    return np.ascontiguousarray(image if image.shape[0] == 3 else image.transpose(2, 0, 1))
+
+
+def _data_settings(config: Path) -> dict[str, Any]:
+    """The group `data` of a run's settings; an export folder that was moved away from its run has none."""
+    content = read_config(config) if config.is_file() else {}
+    return content.get("data", {}) if isinstance(content, dict) else {}
+
+
+def _layout(values: dict[str, Any]) -> LayoutSettings:
+    try:
+        shapes = {name: ShapeSettings(**values[name]) for name in ("stroma", "epithelial") if name in values}
+        return LayoutSettings(**(values | shapes))
+    except TypeError as error:
+        raise InputError(f"The run's data.layout does not fit this version ({error}); restore its config.") from error
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
