@@ -21,7 +21,7 @@ from histo.randomness import draws
 from histo.running.configs import read_config
 from histo.segmenters import Segmenter
 from translate.canvas import image_code, render_image
-from translate.networks import comod
+from translate.networks import generators
 from translate.networks.comod import CoModGenerator
 
 TYPED_MASKS = ("layout", "phantom")  # whose nuclei have types; a run on other masks never saw the second
@@ -164,7 +164,7 @@ def open_translator(path: Path) -> TrainedTranslator:
         segmenter, card = segmenters.load(files["segmenter"])
         segmenter.requires_grad_(False).to(device).to(memory_format=segmenters.layout(device))
     if "generator" in present:
-        generator, card = comod.load(files["generator"])
+        generator, card = generators.load(files["generator"])
         generator.to(device)
     return TrainedTranslator(export, card, generator, segmenter, _data_settings(export.parent / "config.yaml"))
 
