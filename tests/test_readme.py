@@ -29,7 +29,7 @@ def test_command(command: str, toy_arguments: list[str], tile_folder: Path, toy_
     shards = tmp_path / "shards"
     if "--check path/to/shards" in command:
         pack(tile_folder, shards)
-    if "translate/score.py" in command:
+    if "translate/score.py" in command or "translate/generate.py" in command:
         shutil.copytree(toy_run, tmp_path / "first")
     encoder = toy_run / "export" / "encoder.safetensors"
     places = {"path/to/tiles": tile_folder, "path/to/shards": shards, "path/to/encoder.safetensors": encoder}
@@ -51,6 +51,8 @@ def test_command(command: str, toy_arguments: list[str], tile_folder: Path, toy_
         words += ["--train.images", "8"] + ([] if "--run.dir" in own else ["--run.dir", str(tmp_path / "run")])
     if "translate/score.py" in words:
         words += ["--images", "8", "--force"]
+    if "translate/generate.py" in words:
+        words += ["--count", "2"]
     process = subprocess.run(
         words,
         cwd=ROOT,
@@ -65,6 +67,8 @@ def test_command(command: str, toy_arguments: list[str], tile_folder: Path, toy_
         assert "Done: 8 images" in process.stdout
     if "translate/score.py" in words:
         assert (tmp_path / "first" / "scores.json").is_file()
+    if "translate/generate.py" in words:
+        assert "2 of 2 made" in process.stdout
 
 
 @pytest.fixture(scope="session")
@@ -84,7 +88,10 @@ def test_python_lines(resnet_run: Path, tile_folder: Path) -> None:
     names: dict[str, object] = {}
     for snippet in SNIPPETS:
         text = snippet.replace("runs/first", str(resnet_run))
-        exec(compile(text.replace("path/to/tile.png", str(tile_folder / "images/0.png")), "README.md", "exec"), names)
+        for name, file in (("path/to/tile.png", "images/0.png"), ("path/to/mask.png", "labels/0.png")):
+            text = text.replace(name, str(tile_folder / file))
+        exec(compile(text, "README.md", "exec"), names)
     assert names["nuclei"].shape == (96, 96)  # type: ignore[attr-defined]
-    assert len(SNIPPETS) == 3
-    assert len(COMMANDS) == 11
+    assert names["tissue"].shape == (4, 1, 3, 96, 96)  # type: ignore[attr-defined]
+    assert len(SNIPPETS) == 4
+    assert len(COMMANDS) == 13

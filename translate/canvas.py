@@ -3,7 +3,8 @@
 Three things would differ from tile to tile and show as seams; each is made one for the whole image. The style z. The
 global code of the mask: the mean of the codes of tiles side by side, as every tile alone has another. And the noise of
 each layer: a field over the plane, of which a tile takes the stretch it lies on, so that tiles overlap in equal noise.
-What is left, that a generator draws the same thing slightly otherwise at another place of its tile, the overlap hides.
+What is left, that a generator draws the same thing otherwise at another place of its tile, the overlap evens out:
+every doubling of it to about a quarter (`benchmarks/translate_seams.py`).
 """
 
 import numpy as np
@@ -15,8 +16,7 @@ from histo.overlap import Corner, Grid, blend, to_image, windows
 from histo.randomness import draws
 from translate.networks.comod import CoModGenerator
 
-OVERLAP = 2  # windows over a pixel, along each axis
-COARSEST = 4  # pixels of the coarsest layer along a tile; origins are multiples of the tile's share of one
+OVERLAP = 4  # tiles over a pixel, along each axis; also the pixels of the coarsest layer along a tile
 
 
 class NoiseField:
@@ -54,21 +54,21 @@ def render_image(
     *,
     origin: Corner = (0, 0),
     code: Tensor | None = None,
+    overlap: int = OVERLAP,
     batch: int = 16,
 ) -> NDArray[np.uint8]:
     """Tissue of a mask image of any size, uint8 [3, H, W] → uint8 [3, H, W].
 
-    An image no larger than the generator's tile is drawn at once; a larger one takes four times its area in tiles.
+    An image no larger than the generator's tile is drawn at once; a larger one takes 16 times its area in tiles.
 
     Args:
         style: number of the style; with the seed it settles z and the noise.
-        origin: row and column of any one tile's first pixel, multiples of a quarter of the tile.
-        code: as `image_code` gives it; None computes it, which takes a tenth of the time.
+        origin: row and column of any one tile's first pixel; multiples of a quarter of the tile give the same tiles.
+        code: as `image_code` gives it; None computes it.
+        overlap: tiles over a pixel, along each axis.
         batch: tiles at a time.
     """
     tile = generator.resolution
-    stride = tile // COARSEST
-    assert all(start % stride == 0 for start in origin), f"tiles must lie on the lattice of {stride} pixels"
     device = next(generator.parameters()).device
     z = draws(seed, "render style", style).standard_normal(generator.settings.style_width, dtype=np.float32)
     mapped = torch.from_numpy(z)[None].to(device)
@@ -92,7 +92,7 @@ def render_image(
         )
         return tissue
 
-    grid = Grid(tile, tile // OVERLAP, origin)
+    grid = Grid(tile, tile // overlap, origin)
     return to_image(blend(draw, mask, grid, batch), (mask.shape[1], mask.shape[2]))
 
 

@@ -12,7 +12,7 @@ as QuPath reads it. The same command goes on where it was stopped; under `accele
 import hashlib
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -170,17 +170,24 @@ def _plan(settings: GenerateSettings, translator: TrainedTranslator, product: Pr
         names.update(f"{product.identity(index)}\n".encode())
     reference = settings.restain and hashlib.sha256(Path(settings.restain).read_bytes()).hexdigest()
     return {
-        "--masks": settings.masks,
-        "--tissue": settings.tissue,
+        "--masks": _place(settings.masks),
+        "--tissue": _place(settings.tissue),
         "--restain": reference,
         "--count": len(product),
         "--styles": settings.styles,
         "--size": settings.size,
         "--mpp": settings.mpp,
         "--seed": settings.seed,
+        "the run's data.layout": asdict(translator.layout) if settings.masks == "layout" else None,
+        "the number of types of nuclei": 2 if translator.typed else 1,
         "the list of inputs": names.hexdigest(),
         "the SHA-256 of the networks": translator.facts()["weights_sha256"],
     }
+
+
+def _place(named: str | None) -> str | None:
+    """A folder however it was spelled; `layout` is none."""
+    return named if named in (None, "layout") else str(Path(named).resolve())
 
 
 def _make_all(product: Product, output: OutputFolder, on_bad: str) -> None:

@@ -194,8 +194,10 @@ def _data_settings(config: Path) -> dict[str, Any]:
 
 def _layout(values: dict[str, Any]) -> LayoutSettings:
     try:
-        shapes = {name: ShapeSettings(**values[name]) for name in ("stroma", "epithelial") if name in values}
-        return LayoutSettings(**(values | shapes))
+        given: dict[str, Any] = dict(values)
+        for name in {"stroma", "epithelial"} & given.keys():
+            given[name] = ShapeSettings(**given[name])
+        return LayoutSettings(**given)
     except TypeError as error:
         raise InputError(f"The run's data.layout does not fit this version ({error}); restore its config.") from error
 
