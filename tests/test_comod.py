@@ -163,3 +163,46 @@ def test_compiled_whole_it_gives_the_same_image_and_gradients() -> None:
     torch.testing.assert_close(images[1], images[0], rtol=1e-5, atol=1e-6)
     for result, expected in zip(gradients[1], gradients[0], strict=True):
         torch.testing.assert_close(result, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
+
+
+def test_mixing_takes_the_second_style_from_the_crossover_on() -> None:
+    generator = generator_of(64, mixing=1.0)
+    style = generator.style(0, "style", list(range(20)), training=True)
+    assert style.other is not None
+    assert style.crossover is not None
+    assert 1 <= style.crossover.min() < style.crossover.max() < generator.layers
+    w = generator.mixed(style)
+    for n, crossover in enumerate(style.crossover.tolist()):
+        for layer in range(generator.layers):
+            one = style.z if layer < crossover else style.other
+            torch.testing.assert_close(w[n, layer], generator.mapping(one)[n])
+    first, second = (Style(style.z[:1], style.keep[:1], [n[:1] for n in style.noise]) for _ in range(2))
+    second.z = style.other[:1]
+    mask = mask_of(1, 64)
+    mixed = generator(mask, first.z, first.keep, first.noise, w=w[:1])
+    assert not torch.allclose(mixed, render(generator, mask, first), atol=1e-5)
+    assert not torch.allclose(mixed, render(generator, mask, second), atol=1e-5)
+    same = generator.mapping(first.z)[:, None].expand(-1, generator.layers, -1)
+    torch.testing.assert_close(
+        generator(mask, second.z, first.keep, first.noise, w=same), render(generator, mask, first)
+    )
+
+
+def test_mixing_happens_as_often_as_asked_and_never_outside_training() -> None:
+    generator = generator_of(64, mixing=0.3)
+    crossover = generator.style(0, "style", list(range(2000)), training=True).crossover
+    assert crossover is not None
+    assert (crossover < generator.layers).float().mean().item() == pytest.approx(0.3, abs=0.035)
+    assert generator.style(0, "style", [0], training=False).other is None
+    plain = generator_of(64).style(0, "style", [3], training=True)
+    assert plain.other is None
+    assert torch.equal(plain.z, generator.style(0, "style", [3], training=True).z)
+
+
+def test_truncation_goes_from_the_mean_style_to_the_style_itself() -> None:
+    generator = generator_of(64)
+    z = generator.style(0, "style", [0, 1], training=False).z
+    torch.testing.assert_close(generator.truncated(z, 1.0)[:, 0], generator.mapping(z))
+    torch.testing.assert_close(generator.truncated(z, 0.0)[:, 0], generator.mean_style().expand(2, -1))
+    half = (generator.mapping(z) + generator.mean_style()) / 2
+    torch.testing.assert_close(generator.truncated(z, 0.5)[:, 0], half)

@@ -173,7 +173,11 @@ class Method(Translator):
         if not isinstance(generator, CoModGenerator):
             return ()
         style = generator.style(self.seed, stream, indices, training).to(self.accelerator.device)
-        return style.z, style.keep, style.noise
+        if style.other is None:
+            return style.z, style.keep, style.noise
+        network = self.networks["generator"]
+        assert isinstance(network, CoModGenerator)
+        return style.z, style.keep, style.noise, None, network.mixed(style)
 
     def to_target(self, source: Tensor, stream: str, indices: list[int]) -> Tensor:
         return self.averages["generator"](source, *self.style(stream, indices, training=False))
