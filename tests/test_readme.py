@@ -29,10 +29,10 @@ def test_command(command: str, toy_arguments: list[str], tile_folder: Path, toy_
     shards = tmp_path / "shards"
     if "--check path/to/shards" in command:
         pack(tile_folder, shards)
-    if "translate/score.py" in command or "translate/generate.py" in command:
+    if any(part in command for part in ("translate/score.py", "translate/generate.py", "--run.init")):
         shutil.copytree(toy_run, tmp_path / "first")
     encoder = toy_run / "export" / "encoder.safetensors"
-    places = {"path/to/tiles": tile_folder, "path/to/shards": shards, "path/to/encoder.safetensors": encoder}
+    places = {"path/to/tiles": tile_folder, "path/to/others": tile_folder, "path/to/shards": shards, "path/to/encoder.safetensors": encoder}
     for name, path in {**places, "runs": tmp_path}.items():
         command = command.replace(name, str(path))
     words = shlex.split(command)
@@ -46,7 +46,10 @@ def test_command(command: str, toy_arguments: list[str], tile_folder: Path, toy_
         words[0] = sys.executable if words[0] == "python" else str(Path(sys.executable).parent / words[0])
     if "translate/train.py" in words:
         own = [key for key in words if key.startswith("--data") or key.startswith("--run")]
-        pairs = zip(toy_arguments[::2], toy_arguments[1::2], strict=True)
+        pairs = list(zip(toy_arguments[::2], toy_arguments[1::2], strict=True))
+        if "cut.yaml" in command:
+            shared = [pair for pair in pairs if pair[0].startswith(("--data", "--train"))]
+            pairs = [*shared, ("--generator.width", "8"), ("--discriminator.width", "8")]
         words += [part for key, value in pairs if key not in own for part in (key, value)]
         words += ["--train.images", "8"] + ([] if "--run.dir" in own else ["--run.dir", str(tmp_path / "run")])
     if "translate/score.py" in words:
@@ -94,4 +97,4 @@ def test_python_lines(resnet_run: Path, tile_folder: Path) -> None:
     assert names["nuclei"].shape == (96, 96)  # type: ignore[attr-defined]
     assert names["tissue"].shape == (4, 1, 3, 96, 96)  # type: ignore[attr-defined]
     assert len(SNIPPETS) == 4
-    assert len(COMMANDS) == 13
+    assert len(COMMANDS) == 15
