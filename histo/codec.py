@@ -105,6 +105,7 @@ def decode(
     Raises:
         InputError: not a mask image, NaN, or a threshold outside (0, 1].
     """
+    _refuse_other(mask_image, fill_threshold, outline_threshold)
     if form != "paper":
         mask_image = _as_paper(mask_image, form)
     if form == "binary":
@@ -147,6 +148,7 @@ def foreground(
     Raises:
         InputError: not a mask image, NaN, or a threshold outside (0, 1].
     """
+    _refuse_other(mask_image, fill_threshold, outline_threshold)
     interior, outline = _parts(mask_image, fill_threshold, outline_threshold)
     return interior | outline
 
@@ -223,10 +225,8 @@ def _between_points(positions: NDArray[np.int64], grain: int) -> tuple[NDArray[n
     return before, weights[inside], float(np.mean(weights**2 + (1 - weights) ** 2))
 
 
-def _parts(
-    mask_image: NDArray[Any], fill_threshold: float, outline_threshold: float
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Interior and outline, bool [H, W] each."""
+def _refuse_other(mask_image: NDArray[Any], fill_threshold: float, outline_threshold: float) -> None:
+    """Refuse what is no mask image, and thresholds out of range."""
     if mask_image.ndim != 3 or len(mask_image) != 3 or mask_image.size == 0:
         raise InputError(
             f"The mask image has shape {mask_image.shape}, but [3, height, width] was expected; "
@@ -241,6 +241,12 @@ def _parts(
     for name, value in (("fill_threshold", fill_threshold), ("outline_threshold", outline_threshold)):
         if not 0 < value <= 1:
             raise InputError(f"{name} is {value}, but a share of full brightness in (0, 1] was expected; change it.")
+
+
+def _parts(
+    mask_image: NDArray[Any], fill_threshold: float, outline_threshold: float
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Interior and outline, bool [H, W] each."""
     fill_least, outline_least = fill_threshold, outline_threshold
     if mask_image.dtype == np.uint8:
         fill_least, outline_least = int(np.ceil(255 * fill_threshold)), int(np.ceil(255 * outline_threshold))

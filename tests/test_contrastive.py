@@ -92,12 +92,12 @@ def test_projections_read_the_places_they_are_given(channels_last: bool) -> None
     features = [noise(2, 3, 4, 6), noise(2, 6, 3, 2, seed=1)]
     if channels_last:
         features = [x.contiguous(memory_format=torch.channels_last) for x in features]
-    places = [torch.tensor([0, 23, 7]), torch.tensor([5, 1])]
+    places = [torch.tensor([[0, 23, 7], [7, 1, 11]]), torch.tensor([[5, 1], [0, 3]])]
     results = heads(features, places)
     assert [tuple(result.shape) for result in results] == [(2, 3, 5), (2, 2, 5)]
     for head, x, where, result in zip(heads.heads, features, places, results, strict=True):
         for image in range(2):
-            for k, place in enumerate(where.tolist()):
+            for k, place in enumerate(where[image].tolist()):
                 pixel = x[image, :, place // x.shape[3], place % x.shape[3]]
                 hidden = F.relu(head[0].weight @ pixel + head[0].bias)
                 expected = head[2].weight @ hidden + head[2].bias
@@ -108,7 +108,8 @@ def test_projections_teach_their_weights_and_the_features() -> None:
     torch.manual_seed(0)
     heads = PatchProjections([3, 6], width=8)
     features = [noise(2, 3, 4, 4).requires_grad_(), noise(2, 6, 2, 2, seed=1).requires_grad_()]
-    results = heads(features, draw_places([(4, 4), (2, 2)], 4, draws(0, "places", 0)))
+    places = [draw_places([(4, 4), (2, 2)], 4, draws(0, "places", index)) for index in range(2)]
+    results = heads(features, [torch.stack(layer) for layer in zip(*places, strict=True)])
     loss = torch.stack([patch_nce(result, units(*result.shape, seed=2)) for result in results]).sum()
     loss.backward()
     for tensor in [*heads.parameters(), *features]:
@@ -124,6 +125,6 @@ def test_projections_start_as_published_and_give_fp32_unit_vectors() -> None:
     assert heads.heads[0][2].weight.std().item() == pytest.approx(0.02, rel=0.05)
     assert not heads.heads[0][2].bias.any()
     with torch.autocast("cpu", torch.bfloat16):
-        (result,) = heads([noise(1, 64, 8, 8)], [torch.arange(64)])
+        (result,) = heads([noise(1, 64, 8, 8)], [torch.arange(64)[None]])
     assert result.dtype == torch.float32
     torch.testing.assert_close(result.norm(dim=2), torch.ones(1, 64), rtol=1e-5, atol=1e-5)

@@ -31,7 +31,6 @@ from histo.tiles import Tile
 from translate.domains import DataSettings, Domain, Domains
 
 ATTEMPTS = 8  # crops of a mask tried for one with nuclei and background
-OTHERS = 32  # masks tried in place of one that gave none
 
 
 class UnpairedCrops(Dataset):
@@ -46,6 +45,7 @@ class UnpairedCrops(Dataset):
         source, target = domains.source, domains.target
         self.source_order = Order(seed, "mask order", source.sizes, source.weights)
         self.target_order = Order(seed, "tissue order", target.sizes, target.weights)
+        self._useless: set[int] = set()  # masks found to be all background or all nucleus: never opened again
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         target = self._tissue(self.domains.target, self.target_order(index), "tissue crop", index)
@@ -68,14 +68,25 @@ class UnpairedCrops(Dataset):
         return crop(tile, self.settings.tile_size, generator, smallest_side=self.settings.smallest_crop).image
 
     def _mask(self, index: int) -> Tile:
-        """A crop with nuclei and background; where a tile gives none, tiles drawn at random take its place."""
+        """A crop with nuclei and background; where a tile gives none, others take its place, in a random order.
+
+        Only if no tile gives one within `ATTEMPTS` crops, the last crop is taken as it is.
+        """
         tiles, settings = self.domains.source.tiles, self.settings
         mask = nucleated_crop(tiles[self.source_order(index)], settings, draws(self.seed, "mask crop", index))
+        if _is_telling(mask):
+            return mask
         others = draws(self.seed, "other mask", index)
-        for _ in range(OTHERS):
+        for position in map(int, others.permutation(len(tiles))):
+            if position in self._useless:
+                continue
+            tile = tiles[position]
+            if not _is_telling(tile):
+                self._useless.add(position)  # before a crop is drawn, so that draws do not depend on what is known
+                continue
+            mask = nucleated_crop(tile, settings, others)
             if _is_telling(mask):
                 break
-            mask = nucleated_crop(tiles[int(others.integers(len(tiles)))], settings, others)
         return mask
 
 

@@ -136,7 +136,8 @@ class Method(Translator):
         if mirrored:
             queries = [layer.flip(3) for layer in queries]
         sizes = [(layer.shape[2], layer.shape[3]) for layer in queries]
-        places = draw_places(sizes, self.loss.patches, draws(self.seed, stream, indices[0]))
+        drawn_places = [draw_places(sizes, self.loss.patches, draws(self.seed, stream, index)) for index in indices]
+        places = [torch.stack(layer) for layer in zip(*drawn_places, strict=True)]
         projections = self.networks["projections"]
         with torch.no_grad():  # the gradient goes to what was drawn alone
             expected = projections(keys, places)

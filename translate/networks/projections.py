@@ -40,14 +40,17 @@ class PatchProjections(nn.Module):
         draw_weights(self)
 
     def forward(self, features: Sequence[Tensor], places: Sequence[Tensor]) -> list[Tensor]:
-        """features: float [N, C, h, w] of each layer; places: int64 [P] of each layer, from `draw_places`, the same for
-        all images → unit vectors, fp32 [N, P, width], one tensor for each layer."""
+        """features: float [N, C, h, w] of each layer; places: int64 [N, P] of each layer, rows from `draw_places`
+        → unit vectors, fp32 [N, P, width], one tensor for each layer."""
         return [
-            F.normalize(head(_pixels(x).index_select(1, where.to(x.device))).float(), dim=2)
+            F.normalize(head(_pixels(x, where.to(x.device))).float(), dim=2)
             for head, x, where in zip(self.heads, features, places, strict=True)
         ]
 
 
-def _pixels(x: Tensor) -> Tensor:
-    """[N, C, h, w] → [N, h · w, C], a view of channels-last x."""
-    return x.permute(0, 2, 3, 1).flatten(1, 2)
+def _pixels(x: Tensor, places: Tensor) -> Tensor:
+    """Features of x, [N, C, h, w], at the places of each image, [N, P] → [N, P, C]."""
+    images, _, height, width = x.shape
+    first = torch.arange(images, device=x.device)[:, None] * (height * width)
+    rows = x.permute(0, 2, 3, 1).flatten(0, 2)  # a view of channels-last x
+    return rows.index_select(0, (first + places).flatten()).unflatten(0, places.shape)
