@@ -24,6 +24,8 @@ from histo.errors import InputError
 from histo.flows import FLOW_SCALE, instances_from
 from histo.maskrcnn import Detections, MaskRCNNHead, MaskRCNNSettings, merged, paint
 from histo.masks import renumber
+from histo.overlap import Corner, Grid, blend, windows
+from histo.stitching import stitch
 
 SMALLEST = 12  # pixels; what a network draws smaller than this is noise at any magnification in use
 
@@ -141,6 +143,11 @@ class Segmenter(nn.Module):
         elif settings.head == "maskrcnn":
             self.detector = MaskRCNNHead(settings.maskrcnn, width)
 
+    @property
+    def head(self) -> Head:
+        """How nuclei are found."""
+        return self.settings.head
+
     def forward(self, image: Tensor, guided: bool = True) -> Reading:
         """image: float [N, 3, H, W] in [-1, 1]; `guided=False` leaves the head out."""
         image = image.contiguous(memory_format=layout(image.device))
@@ -163,7 +170,12 @@ class Segmenter(nn.Module):
 
 
 class Reader(Protocol):
-    """A network that finds nuclei in tissue: a `Segmenter`, or another that gives a `Reading`."""
+    """A network that finds nuclei in tissue: a `Segmenter`, or another that gives a `Reading` by its `head`."""
+
+    @property
+    def head(self) -> Head:
+        """How nuclei are found."""
+        ...
 
     def __call__(self, image: Tensor, /) -> Reading:
         """image: float [N, 3, H, W] in [-1, 1]."""
@@ -193,48 +205,42 @@ def load(path: str | Path) -> tuple[Segmenter, dict[str, Any]]:
 
 
 @torch.no_grad()
-def segment(segmenter: Reader, image: NDArray[np.uint8], tile: int, batch: int = 16) -> NDArray[np.int32]:
+def segment(reader: Reader, image: NDArray[np.uint8], tile: int, batch: int = 16) -> NDArray[np.int32]:
     """The nuclei of an image of any size.
 
-    The image is read in overlapping tiles of the size the network was trained at; the outputs are blended with weights
-    that fall towards the tiles' edges, and decoded once, so no nucleus is cut at a tile's border.
+    The image is read in windows of the size the network was trained at, which overlap by half. Outputs for every pixel
+    are blended with weights that fall towards the windows' edges and decoded in stitched bands; detections that reach
+    a window's edge are left to the window that has them whole. So no nucleus is cut at a window's border.
 
     Args:
         image: uint8 [3, H, W] RGB.
-        tile: side of the tiles in pixels, a multiple of 32.
+        tile: side of the windows in pixels, a multiple of 32.
 
     Returns:
         Instance map, int32 [H, W].
     """
-    height, width = image.shape[1:]
-    pad = [max(0, tile - height), max(0, tile - width)]
-    padded = np.pad(image, ((0, 0), (0, pad[0]), (0, pad[1])), mode="symmetric")
-    rows, columns = (_starts(size, tile) for size in padded.shape[1:])
-    corners = [(row, column) for row in rows for column in columns]
-    ramp = torch.minimum(torch.arange(1, tile + 1), torch.arange(tile, 0, -1)).float()
-    weight = ramp[:, None] * ramp
-    total: Tensor | None = None
-    found: list[Detections] = []
-    norm = torch.zeros(padded.shape[1:])
-    device = next(segmenter.parameters()).device
-    for first in range(0, len(corners), batch):
-        part = corners[first : first + batch]
-        cut = np.stack([padded[:, row : row + tile, column : column + tile] for row, column in part])
-        reading = segmenter(torch.from_numpy(cut).to(device).float() / 127.5 - 1)
-        if reading.detections is not None:
-            found += reading.detections
-            continue
-        outputs = torch.cat([each for each in (reading.mask, reading.dense) if each is not None], 1).float().cpu()
-        if total is None:
-            total = torch.zeros(outputs.shape[1], *padded.shape[1:])
-        for (row, column), output in zip(part, outputs, strict=True):
-            place = (slice(row, row + tile), slice(column, column + tile))
-            total[:, *place] += output * weight
-            norm[place] += weight
-    if total is None:
-        return paint(merged(found, corners, (tile, tile), (height, width)), (height, width), min_area=SMALLEST)
-    blended = (total / norm)[None, :, :height, :width]
-    return instances_of(replace(reading, mask=blended[:, :3], dense=blended[:, 3:]), 0)
+    device = next(reader.parameters()).device
+    size, grid = (image.shape[1], image.shape[2]), Grid(tile, tile // 2)
+    if reader.head == "maskrcnn":
+        corners = [(row, column) for row in grid.starts(size[0], 0) for column in grid.starts(size[1], 1)]
+        found: list[Detections] = []
+        for first in range(0, len(corners), batch):
+            cut = windows(image, corners[first : first + batch], tile)
+            found += reader(torch.from_numpy(cut).to(device).float() / 127.5 - 1).detections or []
+        return paint(merged(found, corners, (tile, tile), size), size, min_area=SMALLEST)
+    last: Reading | None = None
+
+    def look(tiles: Tensor, corners: list[Corner]) -> Tensor:
+        nonlocal last
+        last = reader(tiles.to(device))
+        return last.mask if last.dense is None else torch.cat([last.mask, last.dense], 1)
+
+    def decoded(maps: NDArray[np.float32]) -> NDArray[np.int32]:
+        assert last is not None
+        mask, dense = torch.from_numpy(maps[None]).split([3, len(maps) - 3], 1)
+        return instances_of(replace(last, mask=mask, dense=dense), 0)
+
+    return stitch(blend(look, image, grid, batch), size, decoded)
 
 
 def instances_of(reading: Reading, index: int) -> NDArray[np.int32]:
@@ -265,8 +271,3 @@ def instances_of(reading: Reading, index: int) -> NDArray[np.int32]:
     grown = watershed(-logits, seeds, mask=nucleus)
     areas = np.bincount(grown.ravel())
     return renumber(np.where(areas[grown] >= SMALLEST, grown, 0))
-
-
-def _starts(size: int, tile: int) -> list[int]:
-    """First pixels of tiles that overlap by half and cover an axis."""
-    return sorted({min(start, size - tile) for start in range(0, size, tile // 2)})

@@ -19,6 +19,8 @@ from translate.panels import draw_panels
 class Reads(nn.Module):
     """A segmenter of tissue that is the mask image itself; `swapped` takes background for nuclei."""
 
+    head = "semantic"
+
     def __init__(self, swapped: bool) -> None:
         super().__init__()
         self.sign = nn.Parameter(torch.tensor(-1.0 if swapped else 1.0))

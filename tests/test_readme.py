@@ -32,7 +32,12 @@ def test_command(command: str, toy_arguments: list[str], tile_folder: Path, toy_
     if any(part in command for part in ("translate/score.py", "translate/generate.py", "--run.init")):
         shutil.copytree(toy_run, tmp_path / "first")
     encoder = toy_run / "export" / "encoder.safetensors"
-    places = {"path/to/tiles": tile_folder, "path/to/others": tile_folder, "path/to/shards": shards, "path/to/encoder.safetensors": encoder}
+    places = {
+        "path/to/tiles": tile_folder,
+        "path/to/others": tile_folder,
+        "path/to/shards": shards,
+        "path/to/encoder.safetensors": encoder,
+    }
     for name, path in {**places, "runs": tmp_path}.items():
         command = command.replace(name, str(path))
     words = shlex.split(command)

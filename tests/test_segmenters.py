@@ -33,6 +33,8 @@ def tissue(*shape: int) -> Tensor:
 class Transparent(nn.Module):
     """Reads every pixel by itself: the image is the mask image, and what is not black is nucleus."""
 
+    head = "semantic"
+
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from histo.codec import Form
-from histo.segmenters import Reading
+from histo.segmenters import Head, Reading
 
 
 class MaskReader(nn.Module):
@@ -13,6 +13,8 @@ class MaskReader(nn.Module):
         super().__init__()
         self.network, self.form = network, form
 
+    head: Head = "none"
+
     def forward(self, image: Tensor) -> Reading:
         """image: float [N, 3, H, W] in [-1, 1]."""
-        return Reading(self.network(image).float(), None, "none", self.form)
+        return Reading(self.network(image).float(), None, self.head, self.form)

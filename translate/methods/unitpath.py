@@ -187,7 +187,9 @@ class Method(Translator):
 
     @property
     def reader(self) -> Reader:
-        return self.averages["segmenter"]
+        segmenter = self.averages["segmenter"]
+        assert isinstance(segmenter, Segmenter)
+        return segmenter
 
     def exports(self) -> list[Export]:
         return [
