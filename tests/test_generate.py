@@ -14,7 +14,9 @@ import pytest
 from launching import ALONE, ENVIRONMENT, PAIR, ROOT
 from PIL import Image
 
+import translate
 from histo.errors import InputError
+from histo.images import read_image
 from histo.masks import read_instances
 from histo.phantom import PhantomTissue
 from histo.tiles import open_tiles
@@ -224,7 +226,7 @@ def test_masks_that_cannot_be_meant(toy_run: Path, tmp_path: Path) -> None:
         (["--masks", "layout"], "Layouts need --count"),
         (["--masks", "nowhere"], "'nowhere' is no folder"),
         (["--masks", "layout", "--restain", "x"], "given without --tissue"),
-        (["--tissue", "x", "--styles", "2"], "do not go with --tissue"),
+        (["--tissue", "x", "--styles", "2"], "--styles is for masks and does not go with --tissue"),
         (["--masks", "layout", "--styles", "0"], "--styles is 0, expected 1 or more"),
         (["--mask", "layout"], "did you mean"),
     ],
@@ -243,6 +245,19 @@ def test_no_place_among_the_inputs(toy_run: Path, tile_folder: Path) -> None:
         with pytest.raises(InputError, match="lie in one another"):
             main([str(toy_run), "--tissue", str(tile_folder), "--out", str(out), "--overwrite"])
     assert len(open_tiles(tile_folder)) == 10
+
+
+def test_a_reference_settles_the_styles(toy_run: Path, tile_folder: Path, tmp_path: Path) -> None:
+    reference = tile_folder / "images" / "3.png"
+    arguments = ["--masks", "layout", "--count", "2", "--styles", "2", "--style_of", str(reference)]
+    main([str(toy_run), *arguments, "--out", str(tmp_path / "out")])
+    translator = translate.load(toy_run)
+    numbers = translator.styles_like(read_image(reference), 2)
+    for k in range(2):
+        tissue = translator.render(read_instances(tmp_path / "out" / "labels" / f"00000{k}.png"), numbers)
+        for style in range(2):
+            made = read_image(tmp_path / "out" / "images" / f"00000{k}-{style}.png")
+            np.testing.assert_array_equal(made, tissue[style, 0])
 
 
 def test_restaining_needs_a_run_that_learned_it(toy_run: Path, tile_folder: Path, tmp_path: Path) -> None:

@@ -51,6 +51,21 @@ def test_types_are_drawn_only_by_a_run_that_learned_them(
     assert not np.array_equal(typed.render(masks[0], 1, types=second), plain)
 
 
+def test_styles_like_a_reference_are_the_nearest_in_stain(
+    translator: TrainedTranslator, masks: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rendering as the reference: of its nuclei, its own style is the nearest."""
+    nuclei = masks[0][:64, :64]
+    (own,) = translator.render(nuclei, [37])[0]
+    monkeypatch.setattr(translator, "segment", lambda image: nuclei)
+    assert translator.styles_like(own)[0] == 37
+    assert len(set(translator.styles_like(own, 64))) == 64
+    with pytest.raises(InputError, match="no stained tissue"):
+        translator.styles_like(np.full((3, 64, 64), 255, np.uint8))
+    with pytest.raises(InputError, match="65 styles like"):
+        translator.styles_like(own, 65)
+
+
 def test_segment(translator: TrainedTranslator) -> None:
     image = PhantomTissue(7, size=96, count=1)[0].image
     nuclei = translator.segment(image)

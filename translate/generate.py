@@ -51,6 +51,8 @@ class GenerateSettings:
     """how many masks or tiles, the first ones; null takes all, layouts need a number"""
     styles: int = 1
     """renderings of each mask"""
+    style_of: str | None = None
+    """an image in whose stain masks are rendered: of 64 styles the nearest, instead of ever new ones"""
     size: int | None = None
     """side of layouts in pixels; null is the tile of the training"""
     mpp: float | None = None
@@ -126,8 +128,10 @@ def _open(settings: GenerateSettings) -> tuple[TrainedTranslator, Product]:
         raise InputError(f"{given} given, expected one of them: masks are rendered, tissue is segmented.")
     if settings.restain is not None and settings.tissue is None:
         raise InputError("--restain shows tissue in another stain and was given without --tissue; name the tissue.")
-    if settings.tissue is not None and (settings.styles != 1 or settings.size is not None):
-        raise InputError("--styles and --size are for masks and do not go with --tissue; leave them out.")
+    if settings.tissue is not None:
+        for name, default in (("styles", 1), ("style_of", None), ("size", None)):
+            if getattr(settings, name) != default:
+                raise InputError(f"--{name} is for masks and does not go with --tissue; leave it out.")
     if settings.out is None:
         raise InputError("No place for the results was named; give --out.")
     _refuse_own_inputs(settings)
@@ -141,7 +145,8 @@ def _open(settings: GenerateSettings) -> tuple[TrainedTranslator, Product]:
             mpp=settings.mpp,
             seed=settings.seed,
         )
-        return translator, Renderings(translator, masks, settings.styles, settings.seed)
+        reference = Path(settings.style_of) if settings.style_of else None
+        return translator, Renderings(translator, masks, settings.styles, settings.seed, reference)
     assert settings.tissue is not None
     tissue = open_tissue(Path(settings.tissue), count=settings.count, mpp=settings.mpp)
     if settings.restain is not None:
@@ -168,11 +173,11 @@ def _plan(settings: GenerateSettings, translator: TrainedTranslator, product: Pr
     names = hashlib.sha256()
     for index in range(len(product)):
         names.update(f"{product.identity(index)}\n".encode())
-    reference = settings.restain and hashlib.sha256(Path(settings.restain).read_bytes()).hexdigest()
     return {
         "--masks": _place(settings.masks),
         "--tissue": _place(settings.tissue),
-        "--restain": reference,
+        "--restain": _contents(settings.restain),
+        "--style_of": _contents(settings.style_of),
         "--count": len(product),
         "--styles": settings.styles,
         "--size": settings.size,
@@ -188,6 +193,11 @@ def _plan(settings: GenerateSettings, translator: TrainedTranslator, product: Pr
 def _place(named: str | None) -> str | None:
     """A folder however it was spelled; `layout` is none."""
     return named if named in (None, "layout") else str(Path(named).resolve())
+
+
+def _contents(named: str | None) -> str | None:
+    """SHA-256 of a file."""
+    return None if named is None else hashlib.sha256(Path(named).read_bytes()).hexdigest()
 
 
 def _make_all(product: Product, output: OutputFolder, on_bad: str) -> None:

@@ -5,6 +5,7 @@ Which networks a run left, and how each is called, is known here alone.
 
 import hashlib
 from collections.abc import Sequence
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,16 @@ from histo.codec import encode
 from histo.errors import InputError
 from histo.layouts import LayoutSettings, ShapeSettings
 from histo.masks import as_instances
+from histo.overlap import windows
 from histo.randomness import draws
 from histo.running.configs import read_config
 from histo.segmenters import Segmenter
 from translate.canvas import image_code, render_image
 from translate.networks import generators
 from translate.networks.comod import CoModGenerator
+from translate.staining import Staining, stain_distance
 
+CANDIDATES = 64  # styles among which the ones like a reference are looked for
 TYPED_MASKS = ("layout", "phantom")  # whose nuclei have types; a run on other masks never saw the second
 
 
@@ -98,6 +102,42 @@ class TrainedTranslator:
             for place, number in enumerate(numbers):
                 tissue[place, n] = render_image(generator, drawn, number, seed, code=code)
         return tissue
+
+    def styles_like(self, reference: NDArray[Any], count: int = 1, seed: int = 0) -> list[int]:
+        """Numbers of the styles whose stain is most like that of a reference image, the nearest first.
+
+        The nuclei found in a few tiles of the reference are rendered in `CANDIDATES` styles; near is a small sum of the
+        Wasserstein distances of haematoxylin and of eosin between renderings and tiles (`translate.staining`).
+
+        Args:
+            reference: as in `segment`.
+            count: how many, up to `CANDIDATES`.
+            seed: of the styles; give `render` the same.
+
+        Raises:
+            InputError: no such image, one without tissue, more styles than candidates, or a run that lacks a network.
+        """
+        if not 1 <= count <= CANDIDATES:
+            raise InputError(f"{count} styles like the reference were asked for, expected 1 to {CANDIDATES}.")
+        self.require_generator()
+        image = channels_first(reference)
+        corners = [
+            (row, column)
+            for row in _spread(image.shape[1], self.tile_size)
+            for column in _spread(image.shape[2], self.tile_size)
+        ]
+        tiles = windows(image, corners, self.tile_size)
+        wanted = Staining.of(torch.from_numpy(tiles))
+        if not wanted.pixels:
+            raise InputError("The reference image shows no stained tissue; give one that does.")
+        nuclei = np.stack([self.segment(tile) for tile in tiles])
+        distances = []
+        for number in range(CANDIDATES):
+            drawn = Staining.of(torch.from_numpy(self.render(nuclei, [number], seed)[0]))
+            distances.append(
+                sum(value or 0.0 for value in stain_distance(wanted, drawn).values()) if drawn.pixels else inf
+            )
+        return [int(number) for number in np.argsort(distances, kind="stable")[:count]]
 
     def segment(self, image: NDArray[Any]) -> NDArray[np.int32]:
         """The nuclei of an image of tissue.
@@ -184,6 +224,11 @@ def channels_first(image: NDArray[Any]) -> NDArray[np.uint8]:
             "bring it into one of these forms."
         )
     return np.ascontiguousarray(image if image.shape[0] == 3 else image.transpose(2, 0, 1))
+
+
+def _spread(length: int, tile: int) -> list[int]:
+    """Where two tiles begin on a side, or the only one there is room for."""
+    return [0] if length < 2 * tile else [length // 4 - tile // 2, length - length // 4 - tile // 2]
 
 
 def _data_settings(config: Path) -> dict[str, Any]:

@@ -61,12 +61,16 @@ class Product(Protocol):
 class Renderings:
     """Tissue of masks in several styles: images/NUMBER-STYLE.png, labels/NUMBER.png.
 
-    Item i has the styles i·k to i·k + k - 1 of the run, so that no two images share one.
+    Item i has the styles i·k to i·k + k - 1 of the run, so that no two images share one; with a reference image, all
+    items have the k styles most like it.
     """
 
-    def __init__(self, translator: TrainedTranslator, masks: Tiles, styles: int, seed: int) -> None:
+    def __init__(
+        self, translator: TrainedTranslator, masks: Tiles, styles: int, seed: int, reference: Path | None = None
+    ) -> None:
         translator.require_generator()
         self._translator, self._masks, self._styles, self._seed = translator, masks, styles, seed
+        self._alike = None if reference is None else translator.styles_like(read_image(reference), styles, seed)
 
     def __len__(self) -> int:
         return len(self._masks)
@@ -86,7 +90,7 @@ class Renderings:
         name = f"mask {tile.key}"
         _check_mask(instances, name)
         _check_mpp(tile.mpp, self._translator.mpp, name)
-        numbers = range(index * self._styles, (index + 1) * self._styles)
+        numbers = self._alike or range(index * self._styles, (index + 1) * self._styles)
         tissue = self._translator.render(instances, numbers, self._seed, tile.types)[:, 0]
         write_instances(folder / self._label(index), instances)
         for style, image in enumerate(tissue):
