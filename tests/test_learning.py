@@ -39,17 +39,17 @@ def two_stains(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize(
-    ("method", "more"),
-    [("cyclegan", ("--generator.width", "8", "--loss.identity", "0")), ("cut", ("--loss.patches", "64"))],
+    ("method", "more", "left"),
+    [("cyclegan", ("--loss.identity", "0"), 1 / 3), ("cut", ("--loss.patches", "32"), 3 / 4)],
 )
 def test_it_learns_the_colours_of_other_tissue(
-    method: str, more: tuple[str, ...], two_stains: tuple[Path, Path], tmp_path: Path
+    method: str, more: tuple[str, ...], left: float, two_stains: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    """80 steps bring the mean colour three times nearer, and the tissue nearer to itself in the other colours."""
+    """48 steps leave this much of the distance of mean colours, and bring tissue nearer to itself in the other colours."""
     AcceleratorState._reset_state(reset_partial_state=True)
     source, target = two_stains
     rates = ("--train.learning_rate", "2e-3", "--train.judge_learning_rate", "2e-3", "--train.ema_images", "20")
-    length = ("--train.images", "160", "--train.batch_size", "2", "--train.panel_every", "1000")
+    length = ("--train.images", "96", "--train.batch_size", "2", "--train.precision", "fp32")
     domains = ("--data.tissue", str(source), "--data.target", str(target), "--data.mpp", "0.5")
     main(
         [
@@ -61,6 +61,6 @@ def test_it_learns_the_colours_of_other_tissue(
     generator, _ = generators.load(tmp_path / "export" / "generator.safetensors")
     x, y = pictures(source), pictures(target)
     drawn = generator(x)
-    assert (colours(drawn) - colours(y)).norm() < (colours(x) - colours(y)).norm() / 3
+    assert (colours(drawn) - colours(y)).norm() < left * (colours(x) - colours(y)).norm()
     truth = x[:, [1, 0, 2]]
     assert (drawn - truth).abs().mean() < (x - truth).abs().mean()
