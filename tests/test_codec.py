@@ -186,6 +186,52 @@ def test_empty_map():
     assert not decode(image).any()
 
 
+@pytest.mark.parametrize("form", ["two_channel", "grey", "binary"])
+def test_channels_of_the_forms_without_outline(form):
+    instances = ellipses(0)
+    types = np.random.default_rng(0).integers(1, 3, instances.max() + 1).astype(np.uint8)
+    image, nucleus = encode(instances, types, form=form), instances > 0
+    if form == "two_channel":
+        expected = [np.zeros_like(nucleus), nucleus & (types[instances] == 1), nucleus & (types[instances] == 2)]
+        np.testing.assert_array_equal(image, 112 * np.stack(expected))
+    else:
+        np.testing.assert_array_equal(image, np.stack([nucleus] * 3) * (112 if form == "grey" else 255))
+    mottled = encode(instances, types, draws(0, "texture", 0), form)
+    assert ((mottled > 0) == (image > 0)).all()
+    assert (len(np.unique(mottled)) > 20) is (form != "binary")
+
+
+@pytest.mark.parametrize("texture", [False, True])
+@pytest.mark.parametrize("form", ["two_channel", "grey", "binary"])
+def test_forms_without_outline_give_back_pieces_of_foreground(form, texture):
+    """Nuclei that stand alone exactly, those that touch as one: the 8-connected components of the foreground."""
+    instances = ellipses(1)
+    types = np.random.default_rng(0).integers(1, 3, instances.max() + 1).astype(np.uint8)
+    pieces, count = ndimage.label(instances > 0, structure=np.ones((3, 3)))
+    image = encode(instances, types, draws(0, "texture", 0) if texture else None, form)
+    assert 3 < count < len(np.unique(instances)) - 1, "some must touch and some stand alone"
+    for read in (image, image / 255, (image / 255).astype(np.float32) + np.float32(0.02)):
+        np.testing.assert_array_equal(decode(read, form=form), pieces)
+    alone = np.isin(pieces, [k for k in range(1, count + 1) if len(np.unique(instances[pieces == k])) == 1])
+    assert compare(np.where(alone, instances, 0), np.where(alone, pieces, 0)).pq == 1.0
+
+
+def test_the_form_paper_is_the_one_without_a_name():
+    instances = ellipses(4)
+    image = encode(instances, texture=draws(0, "texture", 0))
+    np.testing.assert_array_equal(encode(instances, texture=draws(0, "texture", 0), form="paper"), image)
+    np.testing.assert_array_equal(decode(image, form="paper"), decode(image))
+    assert decode(image).max() > decode(encode(instances, form="binary"), form="binary").max()
+
+
+def test_binary_is_read_at_half_of_full_brightness():
+    image = np.zeros((3, 4, 9))
+    image[:, 1:3, 1:3], image[:, 1:3, 5:8] = 0.49, 0.51
+    assert np.unique(decode(image, form="binary")[:, :5]).tolist() == [0]
+    assert np.unique(decode(image, form="binary")[:, 5:]).tolist() == [0, 1]
+    assert decode(image, form="grey").max() == 2
+
+
 @pytest.mark.parametrize(
     ("types", "words"), [([0, 1], "largest nucleus id is 5"), ([0, 0, 0, 0, 0, 3], "Nucleus 5 has type 3")]
 )
@@ -202,6 +248,10 @@ def test_wrong_types_are_refused(types, words):
         (np.full((3, 4, 4), np.nan), {}, "NaN"),
         (np.zeros((3, 4, 4), np.uint8), {"fill_threshold": 0}, "fill_threshold is 0"),
         (np.zeros((3, 4, 4), np.uint8), {"outline_threshold": 128}, "outline_threshold is 128"),
+        (np.zeros((1, 4, 4), np.uint8), {"form": "grey"}, r"\(1, 4, 4\)"),
+        (np.zeros((3, 4, 4), np.int32), {"form": "two_channel"}, "int32"),
+        (np.full((3, 4, 4), np.nan), {"form": "grey"}, "NaN"),
+        (np.zeros((3, 4, 4), np.uint8), {"form": "binary", "fill_threshold": 0}, "fill_threshold is 0"),
     ],
 )
 def test_wrong_mask_images_are_refused(image, thresholds, words):

@@ -1,6 +1,8 @@
 """Every method end to end as a toy: it trains, logs, draws, exports and resumes, and says what it cannot do."""
 
+import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,9 @@ from histo.errors import InputError
 from histo.running import checkpoints
 from histo.running.checkpoints import Checkpoint
 from histo.running.tracking import read_log
+from tests.conftest import ROOT
 from tests.methods import FASTCUT, arguments, of_run
+from translate import methods
 from translate.engine import Translator
 from translate.methods import cyclegan, open_method, unitpath
 from translate.methods.unitpath import Method as UnitPath
@@ -205,3 +209,38 @@ def test_unitpath_refuses_other_tissue(tile_folder: Path, other_tissue: Path, tm
             ]
         )
     assert not (tmp_path / "run").exists()
+
+
+# The page on how to add one
+
+
+def blocks(language: str) -> list[str]:
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+
+
+def test_the_method_of_the_page_is_one_file_and_one_config(
+    tile_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What CONTRIBUTING.md shows trains, resumes and is loaded, with nothing else said anywhere."""
+    (code,), (config,) = blocks("python"), blocks("yaml")
+    added = tmp_path / "added"
+    added.mkdir()
+    (added / "lsgan.py").write_text(code, encoding="utf-8")
+    (added / "lsgan.yaml").write_text(config, encoding="utf-8")
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(added)])
+    monkeypatch.setitem(sys.modules, "translate.methods.lsgan", None)  # so that it is forgotten afterwards
+    del sys.modules["translate.methods.lsgan"]
+    assert methods.names() == ["cut", "cyclegan", "lsgan", "unitpath"]
+    run, again = tmp_path / "run", tmp_path / "again"
+    shortened = ("--data.tissue", str(tile_folder), "--train.images", "24", "--train.save_every", "8")
+    argv = ["--config", str(added / "lsgan.yaml"), *shortened, "--train.panel_every", "16", "--data.workers", "0"]
+    main([*argv, "--run.dir", str(run)])
+    records = read_log(run)
+    assert [file.name for file in (run / "panels").iterdir()] == ["mask_to_tissue-000000016.png"]
+    assert {"content/watershed_dice"} <= {name for record in records for name in record}
+    assert_exports(run, restored(run, 24), ["generator"])
+    shutil.copytree(run, again)
+    shutil.rmtree(again / "checkpoints" / "000000000024")
+    main([*argv, "--run.dir", str(again)])
+    assert_same(state(again, 24), state(run, 24))

@@ -1,6 +1,6 @@
 """Segmenters: shapes, tiles that leave no seam, and nuclei read from drawn masks."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +9,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from histo.codec import encode
+from histo.codec import Form, decode, encode
 from histo.encoders import write_card
 from histo.errors import InputError
+from histo.flows import FLOW_SCALE, flows_of
+from histo.maskrcnn import Detections, MaskRCNNSettings, boxes_of, mask_targets
 from histo.metrics import compare
 from histo.phantom import PhantomTissue
 from histo.randomness import draws
-from histo.segmenters import Reading, Segmenter, SegmenterSettings, instances_of, load, segment
+from histo.segmenters import Head, Reading, Segmenter, SegmenterSettings, instances_of, load, segment
 
 SMALL = SegmenterSettings(encoder="resnet18", pyramid_width=32)
 
@@ -249,3 +251,133 @@ def test_compiled_whole_it_gives_the_same_reading() -> None:
     torch.testing.assert_close(other.mask, mine.mask)
     torch.testing.assert_close(other.dense, mine.dense)
     (other.mask.sum() + other.dense.sum()).backward()
+
+
+# Heads
+
+
+@pytest.mark.parametrize("head", ["maskrcnn", "flows", "semantic", "none"])
+def test_what_each_head_gives(head: Head) -> None:
+    torch.manual_seed(0)
+    network = Segmenter(replace(SMALL, encoder="test_efficientnet_gn", head=head), "grey")
+    x = tissue(2, 3, 64, 96)
+    for training in (True, False):
+        network.train(training)
+        with torch.no_grad():
+            reading, unread = network(x), network(x, False)
+        assert (reading.head, reading.form) == (unread.head, unread.form) == (head, "grey")
+        assert reading.mask.shape == (2, 3, 64, 96)
+        assert torch.equal(unread.mask, reading.mask)
+        assert unread.dense is unread.pyramid is unread.detections is None
+        values = {"semantic": 1, "flows": 3}.get(head)
+        assert (None if reading.dense is None else reading.dense.shape) == (values and (2, values, 64, 96))
+        sides = [level.shape[1:] for level in reading.pyramid or []]
+        assert sides == [(32, 16, 24), (32, 8, 12), (32, 4, 6), (32, 2, 3)] * (head == "maskrcnn")
+        assert (reading.detections is not None) is (head == "maskrcnn" and not training)
+    assert [instances_of(reading, k).shape for k in (0, 1)] == [(64, 96)] * 2
+    image = draws(0, "image", 0).integers(0, 256, (3, 100, 70)).astype(np.uint8)
+    assert segment(network, image, tile=64).shape == (100, 70)
+
+
+@pytest.mark.parametrize("form", ["paper", "grey", "binary", "two_channel"])
+def test_without_a_head_the_mask_image_tells(form: Form) -> None:
+    """Whole, and in tiles of a larger image."""
+
+    class Copy(Transparent):
+        def forward(self, image: Tensor) -> Reading:
+            return Reading(image, None, "none", form)
+
+    instances = scattered(150, 130)
+    image = encode(instances, None, draws(0, "fill", 0), form)
+    found = segment(Copy(), image, tile=64)
+    np.testing.assert_array_equal(found, decode(image, min_area=12, form=form))
+    assert compare(instances, found).pq > 0.95
+
+
+def test_flows_are_read_in_tiles_as_in_the_whole_image() -> None:
+    instances = discs(150, 130, [(20, 20), (62, 60), (62, 75), (100, 33), (96, 97), (130, 64)], 9)
+    dense = np.concatenate([FLOW_SCALE * flows_of(instances), np.where(instances > 0, 4.0, -4.0)[None]])
+    coordinates = np.stack([*np.indices(instances.shape), instances > 0]).astype(np.uint8)
+
+    class Known(Transparent):
+        """Finds the place of each tile in the colours of its first pixel."""
+
+        def forward(self, image: Tensor) -> Reading:
+            corners = ((image[:, :2, 0, 0] + 1) * 127.5).round().long().tolist()
+            cut = [dense[:, row : row + 64, column : column + 64] for row, column in corners]
+            return Reading(image, torch.from_numpy(np.stack(cut)).float(), "flows")
+
+    found = segment(Known(), coordinates, tile=64)
+    assert compare(instances, found).matched_nuclei == 6
+    assert compare(instances, found).pq > 0.9
+    assert found.max() == 6
+
+
+@pytest.mark.parametrize("size", [(200, 130), (64, 64), (97, 65), (50, 40)])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_detections_of_tiles_are_the_nuclei_of_the_image_each_once(size: tuple[int, int], batch: int) -> None:
+    """A reader that knows what each tile shows, cut at its borders; nuclei lie across all of them."""
+    truth = scattered(*size)
+    whole = np.pad(truth, [(0, max(0, 64 - side)) for side in size])
+    coordinates = np.stack([*np.indices(size), truth > 0]).astype(np.uint8)
+
+    class Known(Transparent):
+        def forward(self, image: Tensor) -> Reading:
+            corners = ((image[:, :2, 0, 0] + 1) * 127.5).round().long().tolist()
+            tiles = [whole[row : row + 64, column : column + 64] for row, column in corners]
+            self.seen.append(tuple(image.shape))
+            return Reading(image, None, "maskrcnn", detections=[self.detect(tile) for tile in tiles])
+
+        @staticmethod
+        def detect(tile: NDArray[np.int32]) -> Detections:
+            boxes, ids = boxes_of(torch.from_numpy(tile))
+            masks = mask_targets(torch.from_numpy(tile), ids, boxes).float()
+            return Detections(boxes, torch.full((len(ids),), 0.9), masks)
+
+    reader = Known()
+    found = segment(reader, coordinates, tile=64, batch=batch)
+    assert found.shape == size
+    assert all(shape[0] <= batch for shape in reader.seen)
+    kept = np.where(np.bincount(truth.ravel())[truth] >= 20, truth, 0)  # what the image's edge leaves of some is small
+    scores = compare(kept, found)
+    assert scores.matched_nuclei == len(np.unique(kept)) - 1
+    assert scores.sq > 0.85
+    assert found.max() == len(np.unique(np.where(np.bincount(truth.ravel())[truth] >= 12, truth, 0))) - 1
+
+
+def test_nothing_detected_is_an_empty_map() -> None:
+    class Blind(Transparent):
+        def forward(self, image: Tensor) -> Reading:
+            none = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, 28, 28))
+            return Reading(image, None, "maskrcnn", detections=[none] * len(image))
+
+    found = segment(Blind(), np.zeros((3, 100, 80), np.uint8), tile=64)
+    assert found.shape == (100, 80)
+    assert not found.any()
+
+
+def test_files_from_before_there_were_heads_are_read(tmp_path: Path, untrained: Segmenter) -> None:
+    path = tmp_path / "segmenter.safetensors"
+    old = {name: getattr(SMALL, name) for name in ("encoder", "norm", "pyramid_width")}
+    write_card(path, untrained.state_dict(), {"kind": "segmenter", "settings": old, "tile_size": 64})
+    segmenter, _ = load(path)
+    assert (segmenter.settings.head, segmenter.form) == ("semantic", "paper")
+    x = tissue(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(segmenter(x).dense, untrained(x).dense)
+
+
+@pytest.mark.parametrize("head", ["maskrcnn", "flows", "none"])
+def test_a_file_of_each_head_is_read_back(head: Head, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    settings = replace(SMALL, encoder="test_efficientnet_gn", head=head, maskrcnn=MaskRCNNSettings("paper"))
+    network, path = Segmenter(settings, "binary").eval(), tmp_path / "segmenter.safetensors"
+    write_card(path, network.state_dict(), {"kind": "segmenter", "settings": asdict(settings), "mask_form": "binary"})
+    segmenter, _ = load(path)
+    assert (segmenter.settings, segmenter.form) == (settings, "binary")
+    x = tissue(1, 3, 64, 64)
+    with torch.no_grad():
+        mine, other = segmenter(x), network(x)
+    assert torch.equal(mine.mask, other.mask)
+    assert mine.dense is other.dense is None or torch.equal(mine.dense, other.dense)
+    assert (mine.detections is None) or torch.equal(mine.detections[0].boxes, other.detections[0].boxes)
