@@ -169,6 +169,15 @@ def test_tissue_becomes_instance_maps_and_polygons(toy_run: Path, tile_folder: P
         np.testing.assert_array_equal(read_instances(tmp_path / "out" / names[k + 2], (96, 96)), nuclei)
 
 
+def test_a_call_that_made_nothing_may_be_corrected(toy_run: Path, tile_folder: Path, tmp_path: Path) -> None:
+    arguments = [str(toy_run), "--tissue", str(tile_folder), "--count", "1", "--out", str(tmp_path / "out")]
+    with pytest.raises(InputError, match=r"has 0\.2 µm/px, but the run learned at 0\.5"):
+        main([*arguments, "--mpp", "0.2"])
+    main(arguments)
+    with pytest.raises(InputError, match=r"--mpp is 0\.51, but"):
+        main([*arguments, "--mpp", "0.51"])
+
+
 BAD_MASKS: dict[str, tuple[Any, str]] = {
     "large ids": (np.array([[0, 70_000]], dtype=np.int32), "70000, but labels beside the tissue end at 65535"),
     "fractions": (np.array([[0, 1.5]]), "holds the value 1.5"),

@@ -82,3 +82,39 @@ def test_nothing_and_everything() -> None:
         assert stitched.dtype == np.int32
         assert len(np.unique(stitched)) == 1
         assert stitched.max() == nuclei
+
+
+def test_what_decoding_gets_wrong_at_the_edge_of_a_piece_stays_out() -> None:
+    maps = np.full((1, 300, 60), -1, dtype=np.float32)
+    for k, row in enumerate(range(5, 285, 7)):
+        maps[0, row : row + 5, 5 + 9 * (k % 5) : 10 + 9 * (k % 5)] = 1
+
+    def decode(piece: NDArray[np.float32]) -> NDArray[np.int32]:
+        """Components, and a speck in the first and in the last row, where nothing is."""
+        labels = components(piece)
+        for row in (0, -1):
+            labels[row, 55:58] = labels.max() + 1
+        return labels
+
+    stitched = stitch(in_bands(maps, 300), (300, 60), decode, core=64, margin=16)
+    specks = stitched[:, 55:58].any(axis=1)
+    assert np.flatnonzero(specks).tolist() == [0, 299]  # the image's own edges
+    stitched[:, 55:58] = 0
+    assert same_nuclei(stitched, components(maps))
+
+
+def test_a_nucleus_is_kept_whose_first_row_is_in_doubt() -> None:
+    maps = np.full((1, 128, 20), -1, dtype=np.float32)
+    maps[0, 63:75, 5:12] = 1
+
+    def decode(piece: NDArray[np.float32]) -> NDArray[np.int32]:
+        """Components without their first row in the lower half of a piece."""
+        labels = components(piece)
+        (place,) = ndimage.find_objects(labels)
+        if place[0].start > len(labels) // 2:
+            labels[place[0].start] = 0
+        return labels
+
+    stitched = stitch(in_bands(maps, 32), (128, 20), decode, core=64, margin=16)
+    assert stitched.max() == 1
+    np.testing.assert_array_equal(stitched > 0, maps[0] > 0)

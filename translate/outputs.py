@@ -48,7 +48,8 @@ class OutputFolder:
             with writing(self.path):
                 self._sweep(names)
         elif past is not None:
-            self._refuse_other_plan(past)
+            if self._has_begun():
+                self._refuse_other_plan(past)
             self._beside_others = bool(past.get("beside_others"))
         elif others:
             raise InputError(
@@ -84,6 +85,10 @@ class OutputFolder:
         except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
             raise InputError(f"{note} is damaged ({error}); name a new --out, or remove the folder.") from error
         return content
+
+    def _has_begun(self) -> bool:
+        """Whether anything was made; until then a mistake in the call may be corrected."""
+        return any(path.is_file() for folder in FOLDERS for path in (self.path / folder).rglob("*"))
 
     def _refuse_other_plan(self, past: dict[str, Any]) -> None:
         wanted = json.loads(json.dumps(self.plan))
