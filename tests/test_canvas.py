@@ -11,14 +11,14 @@ from histo.codec import encode
 from histo.layouts import Layouts, LayoutSettings
 from histo.randomness import draws
 from translate.canvas import NoiseField, image_code, render_image
-from translate.networks import comod
+from translate.networks import generators
 from translate.networks.comod import CoModGenerator
 
 
 @pytest.fixture(scope="module")
 def generator(toy_run: Path) -> CoModGenerator:
     """The toy's generator with noise as strong as in long trainings; in short ones it stays near 0."""
-    generator, _ = comod.load(toy_run / "export" / "generator.safetensors")
+    generator, _ = generators.load(toy_run / "export" / "generator.safetensors")
     for layer in [generator.first, *generator.enlarge, *generator.refine]:
         torch.nn.init.constant_(layer.noise_strength, 0.1)
     return generator

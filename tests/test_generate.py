@@ -234,7 +234,7 @@ def test_masks_that_cannot_be_meant(toy_run: Path, tmp_path: Path) -> None:
         ([], "Neither --masks nor --tissue was given"),
         (["--masks", "layout"], "Layouts need --count"),
         (["--masks", "nowhere"], "'nowhere' is no folder"),
-        (["--masks", "layout", "--restain", "x"], "given without --tissue"),
+        (["--masks", "layout", "--restain", "true"], "given without --tissue"),
         (["--tissue", "x", "--styles", "2"], "--styles is for masks and does not go with --tissue"),
         (["--masks", "layout", "--styles", "0"], "--styles is 0, expected 1 or more"),
         (["--mask", "layout"], "did you mean"),
@@ -270,9 +270,22 @@ def test_a_reference_settles_the_styles(toy_run: Path, tile_folder: Path, tmp_pa
 
 
 def test_restaining_needs_a_run_that_learned_it(toy_run: Path, tile_folder: Path, tmp_path: Path) -> None:
-    reference = str(tile_folder / "images" / "3.png")
-    with pytest.raises(InputError, match="restaining takes a run of tissue to tissue"):
-        main([str(toy_run), "--tissue", str(tile_folder), "--restain", reference, "--out", str(tmp_path / "out")])
+    with pytest.raises(InputError, match="learned no translation of tissue to other tissue"):
+        main([str(toy_run), "--tissue", str(tile_folder), "--restain", "true", "--out", str(tmp_path / "out")])
+
+
+def test_a_run_of_masks_draws_tissue_anew_in_the_stain_of_a_reference(
+    toy_run: Path, tile_folder: Path, tmp_path: Path
+) -> None:
+    reference = tile_folder / "images" / "3.png"
+    arguments = ["--tissue", str(tile_folder), "--restain", "true", "--style_of", str(reference), "--count", "2"]
+    main([str(toy_run), *arguments, "--out", str(tmp_path / "out")])
+    translator = translate.load(toy_run)
+    styles = translator.styles_like(read_image(reference), 1)
+    for tile in list(open_tiles(tile_folder))[:2]:
+        (made,) = (tmp_path / "out" / "images").rglob(f"*{Path(tile.key).stem}.png")
+        expected = translator.render(translator.segment(tile.image), styles)[0, 0]
+        np.testing.assert_array_equal(read_image(made), expected)
 
 
 def test_a_mistake_is_one_sentence_and_exit_code_2(toy_run: Path, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_segment(translator: TrainedTranslator) -> None:
     assert nuclei.dtype == np.int32
     assert nuclei.shape == (96, 96)
     np.testing.assert_array_equal(translator.segment(image.transpose(1, 2, 0)), nuclei)
-    np.testing.assert_array_equal(nuclei, segment(translator.require_segmenter(), image, tile=64))
+    np.testing.assert_array_equal(nuclei, segment(translator.require_reader(), image, tile=64))
 
 
 def test_an_export_folder_is_enough(toy_run: Path, tmp_path: Path, masks: np.ndarray) -> None:
@@ -85,7 +85,7 @@ def test_an_export_folder_is_enough(toy_run: Path, tmp_path: Path, masks: np.nda
     with pytest.raises(InputError, match="no nucleus segmenter"):
         half.segment(np.zeros((3, 64, 64), np.uint8))
     (tmp_path / "export" / "generator.safetensors").unlink()
-    with pytest.raises(InputError, match="has no exports"):
+    with pytest.raises(InputError, match="holds no exports"):
         translate.load(tmp_path / "export")
     with pytest.raises(InputError, match="is no folder"):
         translate.load(tmp_path / "none")
@@ -109,8 +109,10 @@ def test_other_wrong_arguments(translator: TrainedTranslator, masks: np.ndarray)
     for styles in (0, [], [-1]):
         with pytest.raises(InputError, match="styles is"):
             translator.render(masks, styles)
-    with pytest.raises(InputError, match="restaining takes a run of tissue to tissue"):
-        translator.restain(np.zeros((3, 64, 64), np.uint8), np.zeros((3, 64, 64), np.uint8))
+    with pytest.raises(InputError, match="truncation is 2, expected 0 to 1"):
+        translator.render(masks, 1, truncation=2)
+    with pytest.raises(InputError, match="learned no translation of tissue to other tissue"):
+        translator.restain(np.zeros((3, 64, 64), np.uint8))
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (4, 8, 8), (3, 8, 3), (1, 3, 8, 8), (3, 0, 8)])

@@ -10,7 +10,7 @@ every doubling of it to about a quarter (`benchmarks/translate_seams.py`).
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from histo.overlap import Corner, Grid, blend, to_image, windows
 from histo.randomness import draws
@@ -52,6 +52,7 @@ def render_image(
     style: int,
     seed: int,
     *,
+    truncation: float = 1.0,
     origin: Corner = (0, 0),
     code: Tensor | None = None,
     overlap: int = OVERLAP,
@@ -63,6 +64,7 @@ def render_image(
 
     Args:
         style: number of the style; with the seed it settles z and the noise.
+        truncation: 1 keeps the style, less draws it towards the mean style, which is likelier and less varied.
         origin: row and column of any one tile's first pixel; multiples of a quarter of the tile give the same tiles.
         code: as `image_code` gives it; None computes it.
         overlap: tiles over a pixel, along each axis.
@@ -70,8 +72,9 @@ def render_image(
     """
     tile = generator.resolution
     device = next(generator.parameters()).device
-    z = draws(seed, "render style", style).standard_normal(generator.settings.style_width, dtype=np.float32)
-    mapped = torch.from_numpy(z)[None].to(device)
+    drawn = draws(seed, "render style", style).standard_normal(generator.settings.style_width, dtype=np.float32)
+    z = torch.from_numpy(drawn)[None].to(device)
+    w = generator.truncated(z, truncation)
     code = image_code(generator, mask, batch) if code is None else code
     keep = torch.ones_like(code)
     sides = generator.noise_sides
@@ -88,7 +91,7 @@ def render_image(
             noise.append(torch.from_numpy(planes)[:, None].to(device))
         n = len(tiles)
         tissue: Tensor = generator(
-            tiles.to(device), mapped.expand(n, -1), keep.expand(n, -1), noise, code.expand(n, -1)
+            tiles.to(device), z.expand(n, -1), keep.expand(n, -1), noise, code.expand(n, -1), w.expand(n, -1, -1)
         )
         return tissue
 
@@ -108,3 +111,19 @@ def image_code(generator: CoModGenerator, mask: NDArray[np.uint8], batch: int = 
         tiles = windows(mask, corners[first : first + batch], tile)
         total += generator.code(torch.from_numpy(tiles).to(device).float() / 127.5 - 1).float().sum(0, keepdim=True)
     return total / len(corners)
+
+
+def translate_image(network: nn.Module, image: NDArray[np.uint8], tile: int, batch: int = 16) -> NDArray[np.uint8]:
+    """An image of any size through an image network that has no style, uint8 [3, H, W] → uint8 [3, H, W].
+
+    Args:
+        tile: side of the tiles it was trained on; pixels.
+        batch: tiles at a time.
+    """
+    device = next(network.parameters()).device
+
+    def draw(tiles: Tensor, corners: list[Corner]) -> Tensor:
+        return network(tiles.to(device))
+
+    bands = blend(draw, image, Grid(tile, tile // OVERLAP), batch)
+    return to_image(bands, (image.shape[1], image.shape[2]))

@@ -45,14 +45,17 @@ class GenerateSettings:
     data.layout says"""
     tissue: str | None = None
     """segment these: a folder of tiles or of shards"""
-    restain: str | None = None
-    """with tissue: an image in whose stain the tiles are shown, instead of their nuclei"""
+    restain: bool = False
+    """with tissue: show the tiles in another stain instead of finding their nuclei; in the target's by a run with
+    data.target, or in that of style_of by a run of masks, which draws the tissue around the nuclei anew"""
     count: int | None = None
     """how many masks or tiles, the first ones; null takes all, layouts need a number"""
     styles: int = 1
     """renderings of each mask"""
     style_of: str | None = None
     """an image in whose stain masks are rendered: of 64 styles the nearest, instead of ever new ones"""
+    truncation: float = 1.0
+    """1 keeps the styles as they are drawn, less brings them nearer to the mean style, 0 is that alone"""
     size: int | None = None
     """side of layouts in pixels; null is the tile of the training"""
     mpp: float | None = None
@@ -72,6 +75,8 @@ class GenerateSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name} is {value}, expected 1 or more.")
+        if not 0 <= self.truncation <= 1:
+            raise InputError(f"--truncation is {self.truncation}, expected 0 to 1.")
         if self.mpp is not None and not 0.01 <= self.mpp <= 100:
             raise InputError(f"--mpp is {self.mpp}, expected µm/px between 0.01 and 100.")
 
@@ -126,16 +131,19 @@ def _open(settings: GenerateSettings) -> tuple[TrainedTranslator, Product]:
     if (settings.masks is None) == (settings.tissue is None):
         given = "Both --masks and --tissue were" if settings.masks else "Neither --masks nor --tissue was"
         raise InputError(f"{given} given, expected one of them: masks are rendered, tissue is segmented.")
-    if settings.restain is not None and settings.tissue is None:
+    if settings.restain and settings.tissue is None:
         raise InputError("--restain shows tissue in another stain and was given without --tissue; name the tissue.")
     if settings.tissue is not None:
-        for name, default in (("styles", 1), ("style_of", None), ("size", None)):
+        for name, default in (("styles", 1), ("style_of", None), ("size", None), ("truncation", 1.0)):
+            if settings.restain and name == "style_of":
+                continue
             if getattr(settings, name) != default:
                 raise InputError(f"--{name} is for masks and does not go with --tissue; leave it out.")
     if settings.out is None:
         raise InputError("No place for the results was named; give --out.")
     _refuse_own_inputs(settings)
     translator = translate.load(settings.run)
+    reference = Path(settings.style_of) if settings.style_of else None
     if settings.masks is not None:
         masks = open_masks(
             settings.masks,
@@ -145,12 +153,11 @@ def _open(settings: GenerateSettings) -> tuple[TrainedTranslator, Product]:
             mpp=settings.mpp,
             seed=settings.seed,
         )
-        reference = Path(settings.style_of) if settings.style_of else None
-        return translator, Renderings(translator, masks, settings.styles, settings.seed, reference)
+        return translator, Renderings(translator, masks, settings.styles, settings.seed, reference, settings.truncation)
     assert settings.tissue is not None
     tissue = open_tissue(Path(settings.tissue), count=settings.count, mpp=settings.mpp)
-    if settings.restain is not None:
-        return translator, Restainings(translator, tissue, Path(settings.restain))
+    if settings.restain:
+        return translator, Restainings(translator, tissue, settings.seed, reference)
     return translator, Segmentations(translator, tissue)
 
 
@@ -176,10 +183,11 @@ def _plan(settings: GenerateSettings, translator: TrainedTranslator, product: Pr
     return {
         "--masks": _place(settings.masks),
         "--tissue": _place(settings.tissue),
-        "--restain": _contents(settings.restain),
+        "--restain": settings.restain,
         "--style_of": _contents(settings.style_of),
         "--count": len(product),
         "--styles": settings.styles,
+        "--truncation": settings.truncation,
         "--size": settings.size,
         "--mpp": settings.mpp,
         "--seed": settings.seed,

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
-from histo import segmenters
 from histo.codec import encode
 from histo.errors import InputError
 from histo.layouts import LayoutSettings, ShapeSettings
@@ -21,9 +21,9 @@ from histo.masks import as_instances
 from histo.overlap import windows
 from histo.randomness import draws
 from histo.running.configs import read_config
-from histo.segmenters import Segmenter
-from translate.canvas import image_code, render_image
-from translate.networks import generators
+from histo.segmenters import Reader, segment
+from translate.canvas import image_code, render_image, translate_image
+from translate.exports import Networks, open_networks
 from translate.networks.comod import CoModGenerator
 from translate.staining import Staining, stain_distance
 
@@ -41,18 +41,10 @@ class TrainedTranslator:
         layout: what masks its run drew, or would have drawn, with `--data.masks layout`.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        card: dict[str, Any],
-        generator: CoModGenerator | None,
-        segmenter: Segmenter | None,
-        data: dict[str, Any],
-    ) -> None:
-        self.path, self.card = path, card
+    def __init__(self, path: Path, networks: Networks, data: dict[str, Any]) -> None:
+        self.path, self.networks, self.card = path, networks, networks.card
         self.typed = data.get("masks") in TYPED_MASKS
         self.layout = _layout(data.get("layout", {}))
-        self._generator, self._segmenter = generator, segmenter
 
     @property
     def tile_size(self) -> int:
@@ -70,6 +62,7 @@ class TrainedTranslator:
         styles: int | Sequence[int] = 4,
         seed: int = 0,
         types: NDArray[Any] | None = None,
+        truncation: float = 1.0,
     ) -> NDArray[np.uint8]:
         """Tissue with these nuclei.
 
@@ -79,17 +72,23 @@ class TrainedTranslator:
             seed: of the styles; the same seed, number and mask give the same pixels.
             types: uint8 [largest id + 1], type 1 or 2 of each id, as in `histo.codec.encode`; not looked at where the
                 run saw one type only.
+            truncation: in [0, 1]; 1 keeps the styles, less draws them towards the mean style.
 
         Returns:
             uint8 [styles, N, 3, H, W]; a single map counts as N = 1.
 
         Raises:
-            InputError: not instance maps, no style asked for, or a run without a generator of masks.
+            InputError: not instance maps, no style asked for or several of a generator without styles, truncation out
+                of range, or a run without a generator of masks.
         """
         generator = self.require_generator()
         numbers = range(styles) if isinstance(styles, int) else styles
         if len(numbers) < 1 or min(numbers) < 0:
             raise InputError(f"styles is {styles}, expected 1 or more, or their numbers from 0; ask for one at least.")
+        if not 0 <= truncation <= 1:
+            raise InputError(f"truncation is {truncation}, expected 0 to 1; 1 keeps the styles as they are.")
+        if not isinstance(generator, CoModGenerator) and (len(numbers) > 1 or truncation < 1):
+            raise InputError(f"The generator of {self.path} has no styles; ask for one, without truncation.")
         masks = np.asarray(masks)
         stack = masks[None] if masks.ndim == 2 else masks
         if stack.ndim != 3 or stack.size == 0:
@@ -97,10 +96,14 @@ class TrainedTranslator:
         tissue = np.empty((len(numbers), len(stack), 3, *stack.shape[1:]), dtype=np.uint8)
         for n, mask in enumerate(stack):
             texture = draws(seed, "render fill", 0)
-            drawn = encode(as_instances(mask, "The mask"), types if self.typed else None, texture)
+            known = types if self.typed else None
+            drawn = encode(as_instances(mask, "The mask"), known, texture, self.card.get("mask_form", "paper"))
+            if not isinstance(generator, CoModGenerator):
+                tissue[0, n] = translate_image(generator, drawn, self.tile_size)
+                continue
             code = image_code(generator, drawn)
             for place, number in enumerate(numbers):
-                tissue[place, n] = render_image(generator, drawn, number, seed, code=code)
+                tissue[place, n] = render_image(generator, drawn, number, seed, truncation=truncation, code=code)
         return tissue
 
     def styles_like(self, reference: NDArray[Any], count: int = 1, seed: int = 0) -> list[int]:
@@ -152,31 +155,42 @@ class TrainedTranslator:
         Raises:
             InputError: another shape or dtype, or a run without a segmenter.
         """
-        segmenter = self.require_segmenter()
-        return segmenters.segment(segmenter, channels_first(image), tile=self.tile_size)
+        return segment(self.require_reader(), channels_first(image), tile=self.tile_size)
 
-    def restain(self, image: NDArray[Any], reference: NDArray[Any]) -> NDArray[np.uint8]:
-        """The image in the stain of a reference image, both as in `segment`; uint8 [3, H, W].
+    def restain(self, image: NDArray[Any]) -> NDArray[np.uint8]:
+        """An image of the source tissue in the look of the target's.
+
+        Args:
+            image: as in `segment`.
+
+        Returns:
+            uint8 [3, H, W].
 
         Raises:
-            InputError: the run learned no translation of tissue to tissue.
+            InputError: another shape or dtype, or a run that did not learn to translate tissue to other tissue.
         """
-        raise InputError(
-            f"{self.path} learned masks and tissue, but restaining takes a run of tissue to tissue; give --masks, or "
-            "--tissue without --restain."
-        )
+        return translate_image(self.require_restainer(), channels_first(image), self.tile_size)
 
-    def require_generator(self) -> CoModGenerator:
+    def require_restainer(self) -> nn.Module:
+        """The tissue → tissue network, or an InputError."""
+        if self.networks.generator is None or not self.networks.between_tissues:
+            raise InputError(
+                f"{self.path} learned no translation of tissue to other tissue; name a run that had --data.target, or "
+                "an image as --style_of, in whose stain a run of masks draws the tissue anew."
+            )
+        return self.networks.generator
+
+    def require_generator(self) -> nn.Module:
         """The mask → tissue network, or an InputError."""
-        if self._generator is None:
+        if self.networks.generator is None or self.networks.between_tissues:
             raise InputError(f"{self.path} has no generator of tissue from masks; name a run that learned one.")
-        return self._generator
+        return self.networks.generator
 
-    def require_segmenter(self) -> Segmenter:
-        """The tissue → mask network, or an InputError."""
-        if self._segmenter is None:
+    def require_reader(self) -> Reader:
+        """The network that finds nuclei in tissue, or an InputError."""
+        if self.networks.reader is None:
             raise InputError(f"{self.path} has no nucleus segmenter; name a run that learned one.")
-        return self._segmenter
+        return self.networks.reader
 
     def facts(self) -> dict[str, Any]:
         """Who it is: the card's facts and the SHA-256 of the weights."""
@@ -193,20 +207,8 @@ def open_translator(path: Path) -> TrainedTranslator:
     if not path.is_dir():
         raise InputError(f"{path} is no folder; name a run folder of translate/train.py, or its export folder.")
     export = path / "export" if (path / "export").is_dir() else path
-    files = {name: export / f"{name}.safetensors" for name in ("generator", "segmenter")}
-    present = [name for name, file in files.items() if file.is_file()]
-    if not present:
-        raise InputError(f"{path} has no exports; let its training end, or name another run folder.")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    card: dict[str, Any] = {}
-    generator = segmenter = None
-    if "segmenter" in present:
-        segmenter, card = segmenters.load(files["segmenter"])
-        segmenter.requires_grad_(False).to(device).to(memory_format=segmenters.layout(device))
-    if "generator" in present:
-        generator, card = generators.load(files["generator"])
-        generator.to(device)
-    return TrainedTranslator(export, card, generator, segmenter, _data_settings(export.parent / "config.yaml"))
+    return TrainedTranslator(export, open_networks(export, device), _data_settings(export.parent / "config.yaml"))
 
 
 def channels_first(image: NDArray[Any]) -> NDArray[np.uint8]:

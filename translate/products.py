@@ -24,6 +24,7 @@ from histo.tiles.entries import Entries
 from histo.tiles.shards import is_shards
 from translate.domains import MaskSet
 from translate.inference import TrainedTranslator
+from translate.networks.comod import CoModGenerator
 
 LARGEST_ID = 65_535  # of the 16-bit PNG beside the tissue
 MPP_TOLERANCE = 0.1  # training shows tiles at 0.8 to 1 of their size, so a tenth is nothing new to the networks
@@ -66,9 +67,17 @@ class Renderings:
     """
 
     def __init__(
-        self, translator: TrainedTranslator, masks: Tiles, styles: int, seed: int, reference: Path | None = None
+        self,
+        translator: TrainedTranslator,
+        masks: Tiles,
+        styles: int,
+        seed: int,
+        reference: Path | None = None,
+        truncation: float = 1.0,
     ) -> None:
-        translator.require_generator()
+        if not isinstance(translator.require_generator(), CoModGenerator) and styles > 1:
+            raise InputError(f"--styles is {styles}, but the generator of {translator.path} has no styles; ask for 1.")
+        self._truncation = truncation
         self._translator, self._masks, self._styles, self._seed = translator, masks, styles, seed
         self._alike = None if reference is None else translator.styles_like(read_image(reference), styles, seed)
 
@@ -91,7 +100,7 @@ class Renderings:
         _check_mask(instances, name)
         _check_mpp(tile.mpp, self._translator.mpp, name)
         numbers = self._alike or range(index * self._styles, (index + 1) * self._styles)
-        tissue = self._translator.render(instances, numbers, self._seed, tile.types)[:, 0]
+        tissue = self._translator.render(instances, numbers, self._seed, tile.types, self._truncation)[:, 0]
         write_instances(folder / self._label(index), instances)
         for style, image in enumerate(tissue):
             write_image(folder / self._image(index, style), image)
@@ -120,7 +129,7 @@ class Segmentations:
     """Nuclei of tissue: labels/NAME.png and polygons/NAME.geojson, named as the tiles are."""
 
     def __init__(self, translator: TrainedTranslator, tissue: TileSet) -> None:
-        translator.require_segmenter()
+        translator.require_reader()
         self._translator, self._tissue, self._names = translator, tissue, _names(tissue)
 
     def __len__(self) -> int:
@@ -148,11 +157,20 @@ class Segmentations:
 
 
 class Restainings:
-    """Tissue in the stain of a reference image: images/NAME.png."""
+    """Tissue in another stain: images/NAME.png.
 
-    def __init__(self, translator: TrainedTranslator, tissue: TileSet, reference: Path) -> None:
-        self._translator, self._tissue, self._names = translator, tissue, _names(tissue)
-        self._reference = read_image(reference)
+    In the look of the target, by a run of tissue to tissue; with a reference image, by a run of masks, drawn anew
+    around the nuclei of the tissue in the style most like the reference.
+    """
+
+    def __init__(self, translator: TrainedTranslator, tissue: TileSet, seed: int, reference: Path | None) -> None:
+        self._translator, self._tissue, self._names, self._seed = translator, tissue, _names(tissue), seed
+        self._styles: list[int] | None = None
+        if reference is not None:
+            translator.require_reader()
+            self._styles = translator.styles_like(read_image(reference), 1, seed)
+        else:
+            translator.require_restainer()
 
     def __len__(self) -> int:
         return len(self._tissue)
@@ -165,7 +183,11 @@ class Restainings:
 
     def make(self, index: int, folder: Path) -> None:
         _check_mpp(self._tissue.entries[index].mpp, self._translator.mpp, f"tile {self._names[index]}")
-        image = self._translator.restain(self._tissue.image(index), self._reference)
+        image = self._tissue.image(index)
+        if self._styles is None:
+            image = self._translator.restain(image)
+        else:
+            image = self._translator.render(self._translator.segment(image), self._styles, self._seed)[0, 0]
         write_image(_with_folder(folder / self.files(index)[0]), image)
 
     def rows(self, index: int) -> list[Row]:
