@@ -11,6 +11,7 @@ import torch
 from histo.errors import InputError
 from histo.masks import read_instances
 from histo.tiles.packing import pack
+from translate.agreement import Probe
 from translate.domains import DataSettings, Domains, open_domains
 from translate.stream import ImageClock, UnpairedCrops, loader
 
@@ -195,6 +196,9 @@ def test_every_item_has_nuclei_and_background_however_few_masks_do(tile_folder: 
     fresh = UnpairedCrops(domains, settings, 0)
     for k in range(39, -1, -1):  # what is known of the masks by then is another
         assert torch.equal(fresh[k]["instances"], forward[k]["instances"])
+    looked_at = Probe.draw(domains, settings, 0).nuclei
+    assert looked_at is not None
+    assert all(nuclei.any() and not nuclei.all() for nuclei in looked_at)
 
 
 def test_masks_from_edge_to_edge_are_refused(tile_folder: Path, tmp_path: Path) -> None:
