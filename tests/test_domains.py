@@ -11,6 +11,7 @@ import torch
 from histo.errors import InputError
 from histo.masks import read_instances
 from histo.tiles.packing import pack
+from translate.agreement import Probe
 from translate.domains import DataSettings, Domains, open_domains
 from translate.stream import ImageClock, UnpairedCrops, loader
 
@@ -157,3 +158,54 @@ def test_masks_without_a_nucleus_are_refused(tile_folder: Path, tmp_path: Path) 
     np.save(empty / "a.npy", np.zeros((64, 64), np.int32))
     with pytest.raises(InputError, match="None of the 1 masks"):
         open_domains(settings_for(tile_folder, masks=str(empty)), 0, tmp_path / "m", progress=False)
+
+
+# Masks that show little
+
+
+def mask_folder(folder: Path, masks: list[np.ndarray]) -> str:
+    folder.mkdir()
+    for k, mask in enumerate(masks):
+        np.save(folder / f"{k:02d}.npy", mask.astype(np.int32))
+    return str(folder)
+
+
+def spotted(side: int) -> np.ndarray:
+    """Nuclei of 8 px, 16 px apart."""
+    rows, columns = np.indices((side, side))
+    mask = (rows // 16) * 100 + columns // 16 + 1
+    return np.where((rows % 16 < 8) & (columns % 16 < 8), mask, 0)
+
+
+def test_every_item_has_nuclei_and_background_however_few_masks_do(tile_folder: Path, tmp_path: Path) -> None:
+    """One mask of forty has both; the others are empty, full, or show a single nucleus too seldom to be met."""
+    rare = np.zeros((800, 800))
+    rare[:8, :8] = 1
+    others = [np.zeros((64, 64)), np.ones((64, 64)), rare]
+    masks = mask_folder(tmp_path / "few", [spotted(96), *(others[k % 3] for k in range(39))])
+    settings = settings_for(tile_folder, masks=masks)
+    domains = open_domains(settings, 0, tmp_path / "m", progress=False)
+    crops = UnpairedCrops(domains, settings, 0)
+    forward = [crops[k] for k in range(40)]
+    for item in forward:
+        nuclei = item["instances"] > 0
+        assert nuclei.any()
+        assert not nuclei.all()
+        assert torch.equal(item["source"].amax(0) > 0, nuclei)
+    assert len({item["instances"].numpy().tobytes() for item in forward}) > 30, "crops of the one mask vary"
+    fresh = UnpairedCrops(domains, settings, 0)
+    for k in range(39, -1, -1):  # what is known of the masks by then is another
+        assert torch.equal(fresh[k]["instances"], forward[k]["instances"])
+    looked_at = Probe.draw(domains, settings, 0).nuclei
+    assert looked_at is not None
+    assert all(nuclei.any() and not nuclei.all() for nuclei in looked_at)
+
+
+def test_masks_from_edge_to_edge_are_refused(tile_folder: Path, tmp_path: Path) -> None:
+    masks = mask_folder(tmp_path / "full", [np.ones((64, 64)), np.zeros((64, 64)), np.full((80, 64), 7)])
+    with pytest.raises(InputError, match="are nucleus from edge to edge, expected background between nuclei"):
+        open_domains(settings_for(tile_folder, masks=masks), 0, tmp_path / "m", progress=False)
+    np.save(Path(masks) / "99.npy", spotted(64).astype(np.int32))
+    assert (
+        len(open_domains(settings_for(tile_folder, masks=masks), 0, tmp_path / "m", progress=False).source.tiles) == 4
+    )

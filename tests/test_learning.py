@@ -45,7 +45,7 @@ def two_stains(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def test_it_learns_the_colours_of_other_tissue(
     method: str, more: tuple[str, ...], left: float, two_stains: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    """48 steps leave this much of the distance of mean colours, and bring tissue nearer to itself in other colours."""
+    """48 steps leave this much of the distance of mean colours, and bring tissue nearer to its own other colours."""
     AcceleratorState._reset_state(reset_partial_state=True)
     source, target = two_stains
     rates = ("--train.learning_rate", "2e-3", "--train.judge_learning_rate", "2e-3", "--train.ema_images", "20")

@@ -22,7 +22,7 @@ from histo.tiles import Tile, Tiles
 from histo.watershed import segment as segment_by_watershed
 from translate.domains import DataSettings, Domains
 from translate.engine import Translator
-from translate.stream import nucleated_crop
+from translate.stream import MaskCrops
 
 METRICS = ("dice", "aji", "pq")
 INPUTS = 16
@@ -66,9 +66,8 @@ class Probe:
             drawn, nuclei, mpp = [tile.image for tile in source], _known_nuclei(source), source[0].mpp
         else:
             tiles = domains.source.tiles
-            source = [
-                nucleated_crop(tiles[k], settings, draws(seed, "probe mask", k)) for k in _spread(len(tiles), INPUTS)
-            ]
+            masks = MaskCrops(tiles, settings, seed)
+            source = [masks.draw(k, "probe mask", k) for k in _spread(len(tiles), INPUTS)]
             nuclei, mpp = [_nuclei(tile) for tile in source], target[0].mpp
             drawn = [
                 encode(_nuclei(tile), tile.types, draws(seed, "probe fill", k), settings.mask_form)

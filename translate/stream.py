@@ -27,7 +27,7 @@ from histo.errors import InputError
 from histo.flows import flows_of
 from histo.randomness import draws
 from histo.sampling import Order
-from histo.tiles import Tile
+from histo.tiles import Tile, Tiles
 from translate.domains import DataSettings, Domain, Domains
 
 ATTEMPTS = 8  # crops of a mask tried for one with nuclei and background
@@ -45,7 +45,7 @@ class UnpairedCrops(Dataset):
         source, target = domains.source, domains.target
         self.source_order = Order(seed, "mask order", source.sizes, source.weights)
         self.target_order = Order(seed, "tissue order", target.sizes, target.weights)
-        self._useless: set[int] = set()  # masks found to be all background or all nucleus: never opened again
+        self.masks = MaskCrops(source.tiles, settings, seed)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         target = self._tissue(self.domains.target, self.target_order(index), "tissue crop", index)
@@ -53,7 +53,7 @@ class UnpairedCrops(Dataset):
         if self.settings.between_tissues:
             source = self._tissue(self.domains.source, self.source_order(index), "source crop", index)
             return item | {"source": torch.from_numpy(source)}
-        mask = self._mask(index)
+        mask = self.masks.draw(self.source_order(index), "mask crop", index)
         assert mask.instances is not None
         form = self.settings.mask_form
         drawn = encode(mask.instances, mask.types, draws(self.seed, "fill", index), form)
@@ -67,27 +67,34 @@ class UnpairedCrops(Dataset):
         generator = draws(self.seed, stream, index)
         return crop(tile, self.settings.tile_size, generator, smallest_side=self.settings.smallest_crop).image
 
-    def _mask(self, index: int) -> Tile:
-        """A crop with nuclei and background; where a tile gives none, others take its place, in a random order.
 
-        Only if no tile gives one within `ATTEMPTS` crops, the last crop is taken as it is.
+class MaskCrops:
+    """Crops of masks that show nuclei and background, pure in their key."""
+
+    def __init__(self, tiles: Tiles, settings: DataSettings, seed: int) -> None:
+        self.tiles, self.settings, self.seed = tiles, settings, seed
+        self._useless: set[int] = set()  # masks found to be all background or all nucleus: never opened again
+
+    def draw(self, position: int, stream: str, index: int) -> Tile:
+        """A crop of the mask at a position; where it gives none, the others take its place in a random order.
+
+        Only if no mask gives one within `ATTEMPTS` crops, the last crop is taken as it is.
         """
-        tiles, settings = self.domains.source.tiles, self.settings
-        mask = nucleated_crop(tiles[self.source_order(index)], settings, draws(self.seed, "mask crop", index))
-        if _is_telling(mask):
-            return mask
-        others = draws(self.seed, "other mask", index)
-        for position in map(int, others.permutation(len(tiles))):
-            if position in self._useless:
+        taken = nucleated_crop(self.tiles[position], self.settings, draws(self.seed, stream, index))
+        if _is_telling(taken):
+            return taken
+        others = draws(self.seed, f"{stream} of another", index)
+        for other in map(int, others.permutation(len(self.tiles))):
+            if other in self._useless:
                 continue
-            tile = tiles[position]
+            tile = self.tiles[other]
             if not _is_telling(tile):
-                self._useless.add(position)  # before a crop is drawn, so that draws do not depend on what is known
+                self._useless.add(other)  # before a crop is drawn, so that draws do not depend on what is known
                 continue
-            mask = nucleated_crop(tile, settings, others)
-            if _is_telling(mask):
+            taken = nucleated_crop(tile, self.settings, others)
+            if _is_telling(taken):
                 break
-        return mask
+        return taken
 
 
 def nucleated_crop(tile: Tile, settings: DataSettings, generator: np.random.Generator) -> Tile:
