@@ -43,13 +43,13 @@ SATURATED = Rule(
     "as far as the method has them",
 )
 SOURCES = Rule(
-    0.05,
+    0.1,
     1,
     "different sources are drawn almost alike, which is mode collapse",
     "look at the panels, lower --train.judge_learning_rate, or go back to a checkpoint before",
 )
 STYLE = Rule(
-    0.005,
+    0.01,
     1,
     "the style changes next to nothing, which is mode collapse",
     "look at the panels, or lower the weights of the cycle terms, which reward it",
