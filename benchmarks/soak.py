@@ -134,7 +134,8 @@ class Run:
 
     def _outcome(self) -> dict[str, object]:
         newest = checkpoints.complete(self.path / "checkpoints")[-1]
-        records = [{k: v for k, v in r.items() if k.startswith(("loss/", "final/", "content/"))} for r in self._log()]
+        kinds = ("loss/", "final/", "content/", "diversity/", "score/")
+        records = [{k: v for k, v in r.items() if k.startswith(kinds)} for r in self._log()]
         return {
             "last checkpoint": (newest.name, json.loads((newest / checkpoints.MANIFEST).read_text())["sha256"]),
             "export": {path.name: path.read_bytes() for path in (self.path / "export").glob("*.safetensors")},

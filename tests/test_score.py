@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,7 @@ from histo.running.tracking import read_log
 from histo.tiles import open_tiles
 from translate.comparison import SetSums, compare_sets, score_generator
 from translate.networks import generators
-from translate.networks.comod import CoModGenerator, CoModSettings
-from translate.rendering import MaskDraws, TissueDraws, open_run, render
+from translate.rendering import MaskDraws, SourceDraws, TissueDraws, open_run, render
 from translate.score import main
 
 ROOT = Path(__file__).parents[1]
@@ -235,35 +235,40 @@ def test_generator_cards_that_do_not_fit(change: dict[str, Any], toy_run: Path, 
         generators.load(path)
 
 
+def translated(generator: torch.nn.Module, source: torch.Tensor, stream: str, indices: list[int]) -> torch.Tensor:
+    return render(generator, source, 0, stream, indices)
+
+
 class Ignores(torch.nn.Module):
     """A generator that draws the mask, whatever the style."""
 
     def __init__(self) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.style = CoModGenerator(CoModSettings(512, 16, 16, 2, 32), 64).style
 
-    def forward(self, mask: torch.Tensor, *style: Any) -> torch.Tensor:
+    def forward(self, mask: torch.Tensor) -> torch.Tensor:
         return mask + self.weight
 
 
 def test_a_generator_that_ignores_its_style_has_no_diversity(toy_run: Path) -> None:
     run = open_run(toy_run)
-    masks = MaskDraws(open_tiles(run.recipe.data.tissue), run.recipe.data, seed=0)
+    masks = MaskDraws(open_tiles(run.recipe.data.tissue), run.recipe.data, seed=0, mpp=None)
     extractor = open_extractor(FEATURES[1])
     values = []
     for generator in (Ignores(), run.generator):
         scores = score_generator(
-            generator,  # type: ignore[arg-type]
-            run.segmenter,
+            partial(translated, generator),
+            run.reader,
             masks,
             SetSums(extractor, 0),
             3,
             batch=2,
-            mpp=None,
+            device=torch.device("cpu"),
             autocast=lambda: torch.autocast("cpu", enabled=False),
+            styles=True,
             progress=False,
         )
+        assert "content_segmenter_dice" in scores
         assert "content_watershed_dice" not in scores
         values.append([scores[f"diversity_{name}"].value for name in ("pixels", "features")])
     assert values[0] == pytest.approx([0, 0], abs=1e-5)
@@ -273,10 +278,12 @@ def test_a_generator_that_ignores_its_style_has_no_diversity(toy_run: Path) -> N
 def test_draws_depend_on_the_index_alone(toy_run: Path) -> None:
     run = open_run(toy_run)
     tiles = open_tiles(run.recipe.data.tissue)
-    masks, tissue = MaskDraws(tiles, run.recipe.data, seed=0), TissueDraws(tiles, run.recipe.data, seed=0)
-    nuclei, drawn = masks(range(4))
-    assert torch.equal(drawn[2:], masks([2, 3])[1])
-    assert all(np.array_equal(a, b) for a, b in zip(nuclei[2:], masks([2, 3])[0], strict=True))
+    tissue = TissueDraws(tiles, run.recipe.data, seed=0)
+    for sources in (MaskDraws(tiles, run.recipe.data, 0, 0.5), SourceDraws(tiles, run.recipe.data, 0)):
+        for one, other in zip(sources(range(4))[2:], sources([2, 3]), strict=True):
+            assert np.array_equal(one.image, other.image)
+            assert one.instances is not None
+            assert np.array_equal(one.instances, other.instances)
     assert torch.equal(tissue(range(4))[2:], tissue([2, 3]))
     assert not torch.equal(tissue([0]), tissue([len(tiles)]))
 

@@ -9,19 +9,22 @@ from histo.segmenters import Segmenter
 from translate.engine import Translator
 
 
-def export(translator: Translator, mpp: float | None, facts: dict[str, str], folder: Path) -> None:
+def export(
+    translator: Translator, mpp: float | None, facts: dict[str, str], folder: Path, scores: dict[str, Any] | None = None
+) -> None:
     """Write the averaged networks to `folder`: generators, a segmenter (an instance file) and its encoder (an encoder
     file), as far as the method has them.
 
     Args:
         mpp: µm/px of the tissue, None where unknown.
         facts: where the two domains came from, as the run printed it.
+        scores: of these networks, as their checkpoint has them.
     """
     recipe = translator.recipe
     inputs: dict[str, Any] = {"tile_size": recipe.data.tile_size, "mpp": mpp, "in_channels": 3}
     if not recipe.data.between_tissues:
         inputs["mask_form"] = recipe.data.mask_form
-    made = {
+    made: dict[str, Any] = {
         "trained_by": "nucleate translate/train.py",
         "method": recipe.method,
         "images_seen": translator.images,
@@ -30,6 +33,8 @@ def export(translator: Translator, mpp: float | None, facts: dict[str, str], fol
         "revision": revision(),
         "seed": recipe.seed,
     }
+    if scores is not None:
+        made["scores"] = scores
     scaling = {"mean": [0.5] * 3, "std": [0.5] * 3}
     for one in translator.exports():
         card: dict[str, Any] = {"kind": one.kind, "settings": one.settings, **inputs, **made}

@@ -82,6 +82,31 @@ class TrainSettings:
 
 
 @dataclass
+class TrainingScores:
+    """Scores of what the averaged networks draw, taken while they train; without them no checkpoint is called best."""
+
+    every: int = 0
+    """images between scores, each saved with a checkpoint; 0: never"""
+    features: str = "timm:resnet18"
+    """what FID and KID compare: inception, timm:NAME, or an encoder file, as of translate/score.py"""
+    weights: str | None = None
+    """state dict for inception or timm:NAME; null: timm:NAME has random weights. Nothing is fetched"""
+    images: int = 512
+    """tiles drawn, and real crops beside them; FID is left out where there are more features than images"""
+
+    def __post_init__(self) -> None:
+        if self.every < 0:
+            raise InputError(f"scores.every is {self.every}, expected 0 for never, or a number of images.")
+        if self.images < 4:
+            raise InputError(f"scores.images is {self.images}, expected 4 or more.")
+        if self.every and self.features == "inception" and self.weights is None:
+            raise InputError(
+                "scores.features is inception without scores.weights, expected their file, since nothing is fetched "
+                "while training; name it, or choose timm:NAME or an encoder file."
+            )
+
+
+@dataclass
 class Recipe:
     """Settings of unpaired translation by one method."""
 
@@ -108,6 +133,7 @@ class Recipe:
     data: DataSettings = field(default_factory=DataSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     run: RunSettings = field(default_factory=RunSettings)
+    scores: TrainingScores = field(default_factory=TrainingScores)
     seed: int = 0
     """seed of everything random; the same seed on the same machine gives the same run"""
 

@@ -1,17 +1,16 @@
-"""Tissue rendered by a generator on masks drawn by image index, and the real crops to set beside it.
+"""What a run's generator is scored on: masks or tissue drawn by image index, and the real crops to set beside it.
 
 Masks, fills, styles and crops are pure in (seed, index): the same images are scored whatever the batches, and a set of
 `n` images is the beginning of a set of more.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from histo import segmenters
@@ -22,63 +21,117 @@ from histo.randomness import draws
 from histo.running.runs import RunFolder
 from histo.running.settings import read_settings
 from histo.sampling import Order
-from histo.segmenters import Segmenter
-from histo.tiles import Tiles
-from translate.agreement import to_unit
-from translate.domains import DataSettings
+from histo.segmenters import Reader
+from histo.tiles import Tile, Tiles
+from histo.watershed import segment as segment_by_watershed
+from translate.domains import DataSettings, Domains
 from translate.methods import asked_kind
 from translate.networks import generators
 from translate.networks.comod import CoModGenerator
+from translate.reading import MaskReader
 from translate.recipe import Recipe
 from translate.stream import nucleated_crop
+
+CONTENT_IMAGES = 256  # whose nuclei are compared: the watershed takes longest, and the mean over these has settled
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """What a run left: its folder and settings, and the networks it exported with the generator's card."""
+    """What a run left: its folder and settings, the generator of target images with its card, and what finds nuclei in
+    them, None where the method learns no such network."""
 
     folder: RunFolder
     recipe: Recipe
     generator: nn.Module
-    segmenter: Segmenter
+    reader: Reader | None
     card: dict[str, Any]
 
 
-def open_run(path: Path) -> FinishedRun:
-    """Read a run folder's settings and exports.
+def open_run(path: Path, device: torch.device | str = "cpu") -> FinishedRun:
+    """Read a run folder's settings and exports, these onto the device.
 
     Raises:
-        InputError: no run folder, no exports yet, or damaged ones.
+        InputError: no run folder, no exports yet, damaged ones, or none that draws target images.
     """
     folder = RunFolder(path)
     if not folder.config.is_file():
         raise InputError(f"{path} is no run folder: it has no {folder.config.name}; name one of translate/train.py.")
-    if not (folder.export / "generator.safetensors").is_file():
+    files = {name: folder.export / f"{name}.safetensors" for name in ("generator", "inverse", "segmenter")}
+    if not any(file.is_file() for file in files.values()):
         raise InputError(f"{path} has no exports yet; let its training end, then score it.")
+    if not files["generator"].is_file():
+        raise InputError(
+            f"{path} learned the way back to its source alone, expected a run that draws tissue to be compared with "
+            "real tissue; name another."
+        )
     config = ["--config", str(folder.config)]
     recipe = read_settings(asked_kind(config), "translate/score.py", "", config).settings
-    generator, card = generators.load(folder.export / "generator.safetensors")
-    segmenter, _ = segmenters.load(folder.export / "segmenter.safetensors")
-    return FinishedRun(folder, recipe, generator, segmenter.requires_grad_(False), card)
+    generator, card = generators.load(files["generator"])
+    reader: Reader | None = None
+    if files["segmenter"].is_file():
+        reader = segmenters.load(files["segmenter"])[0].requires_grad_(False).to(device)
+    elif files["inverse"].is_file() and not recipe.data.between_tissues:
+        reader = MaskReader(generators.load(files["inverse"])[0], recipe.data.mask_form).eval().to(device)
+    return FinishedRun(folder, recipe, generator.to(device), reader, card)
 
 
 class MaskDraws:
-    """Mask images by index, cut from the masks of a run as they are for its training."""
+    """Mask images by index, cut from the masks of a run as they are for its training.
 
-    def __init__(self, masks: Tiles, settings: DataSettings, seed: int) -> None:
-        self.masks, self.settings, self.seed = masks, settings, seed
+    Args:
+        mpp: µm/px of the tissue to be drawn of them; None where unknown.
+    """
+
+    TRUTH: ClassVar = "the masks"
+
+    def __init__(self, masks: Tiles, settings: DataSettings, seed: int, mpp: float | None) -> None:
+        self.masks, self.settings, self.seed, self.mpp = masks, settings, seed, mpp
         self.order = Order(seed, "score mask order", [len(masks)])
 
-    def __call__(self, indices: Sequence[int]) -> tuple[list[NDArray[np.int32]], Tensor]:
-        """Instance maps int32 [r, r], and the mask images drawn from them, float [N, 3, r, r] in [-1, 1]."""
-        nuclei, drawn = [], []
+    def __call__(self, indices: Sequence[int]) -> list[Tile]:
+        """Tiles whose image is the mask image of their instances."""
+        tiles = []
         for index in indices:
             tile = self.masks[self.order(index)]
             cut = nucleated_crop(tile, self.settings, draws(self.seed, "score mask crop", index))
             assert cut.instances is not None
-            nuclei.append(cut.instances)
-            drawn.append(encode(cut.instances, cut.types, draws(self.seed, "score fill", index)))
-        return nuclei, to_unit(np.stack(drawn))
+            drawn = encode(cut.instances, cut.types, draws(self.seed, "score fill", index), self.settings.mask_form)
+            tiles.append(replace(cut, image=drawn, mpp=self.mpp))
+        return tiles
+
+
+class SourceDraws:
+    """Tissue to translate by index, cut as for training, with the nuclei that its translation should keep.
+
+    They are those of its labels, or else of the watershed; tiles of unknown µm/px without labels, and those beyond the
+    first `CONTENT_IMAGES`, have none.
+    """
+
+    TRUTH: ClassVar = "labels of the source, or else its watershed"
+    mpp: ClassVar = None  # of each crop its own
+
+    def __init__(self, tiles: Tiles, settings: DataSettings, seed: int) -> None:
+        self.tiles, self.settings, self.seed = tiles, settings, seed
+        self.order = Order(seed, "score source order", [len(tiles)])
+
+    def __call__(self, indices: Sequence[int]) -> list[Tile]:
+        """Crops of tissue."""
+        return [self._crop(index) for index in indices]
+
+    def _crop(self, index: int) -> Tile:
+        generator = draws(self.seed, "score source crop", index)
+        tile = self.tiles[self.order(index)]
+        cut = crop(tile, self.settings.tile_size, generator, smallest_side=self.settings.smallest_crop)
+        if cut.instances is None and cut.mpp is not None and index < CONTENT_IMAGES:
+            cut = replace(cut, instances=segment_by_watershed(cut.image, cut.mpp), types=None)
+        return cut
+
+
+def source_draws(domains: Domains, settings: DataSettings, seed: int, mpp: float | None) -> MaskDraws | SourceDraws:
+    """What a run translates: its masks, or tissue that it never learned from where there is any."""
+    if settings.between_tissues:
+        return SourceDraws(domains.source.seen, settings, seed)
+    return MaskDraws(domains.source.tiles, settings, seed, mpp)
 
 
 class TissueDraws:
@@ -102,11 +155,16 @@ class TissueDraws:
         return torch.from_numpy(np.stack([tile.image for tile in crops]))
 
 
+def has_styles(generator: nn.Module | None) -> bool:
+    """Whether a generator draws one source in several styles."""
+    return isinstance(generator, CoModGenerator)
+
+
 @torch.no_grad()
-def render(generator: nn.Module, masks: Tensor, seed: int, stream: str, indices: Sequence[int]) -> Tensor:
-    """Tissue of mask images, float [N, 3, r, r] in about [-1, 1], each in the style of its index, on G's device."""
+def render(generator: nn.Module, sources: Tensor, seed: int, stream: str, indices: Sequence[int]) -> Tensor:
+    """Translations of images, float [N, 3, r, r] in about [-1, 1], each in the style of its index, on G's device."""
     device = next(generator.parameters()).device
     if isinstance(generator, CoModGenerator):
         style = generator.style(seed, stream, list(indices), training=False).to(device)
-        return generator(masks.to(device), style.z, style.keep, style.noise)
-    return generator(masks.to(device))
+        return generator(sources.to(device), style.z, style.keep, style.noise)
+    return generator(sources.to(device))

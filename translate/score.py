@@ -3,9 +3,10 @@
     python translate/score.py REAL GENERATED --features inception --weights inception_v3.pth
     python translate/score.py RUN --features path/to/encoder.safetensors
 
-REAL and GENERATED are folders of tiles or of shards. RUN is a finished run of translate/train.py: its generator renders
-masks of the run in fresh styles, beside crops of tiles it never learned from. The scores are printed and written with
-everything they depend on to scores.json, those of a run also to its TensorBoard as score/….
+REAL and GENERATED are folders of tiles or of shards. RUN is a finished run of translate/train.py by any method: its
+generator renders masks of the run in fresh styles, or translates its source tissue, beside crops of tiles it never
+learned from. The scores are printed and written with everything they depend on to scores.json, those of a run also to
+its TensorBoard as score/….
 """
 
 import json
@@ -26,11 +27,11 @@ try:
     from histo.running.settings import as_yaml, read_settings, run_script
     from histo.running.tracking import add_scalars
     from histo.tiles import Tiles, TileSet, open_tiles
-    from translate.comparison import Score, SetSums, batches, compare_sets, score_generator
+    from translate.comparison import Score, SetSums, batches, compare_sets, describe, score_generator
     from translate.domains import open_domains
     from translate.export import revision
     from translate.fidelity import refuse_few
-    from translate.rendering import FinishedRun, MaskDraws, TissueDraws, open_run
+    from translate.rendering import FinishedRun, TissueDraws, has_styles, open_run, render, source_draws
 except ModuleNotFoundError as error:
     sys.exit(f"error: {error.name!r} is not installed: run `pip install -e .` in nucleate's folder.")
 
@@ -56,7 +57,7 @@ class ScoreSettings:
     force: bool = False
     """give a FID even from fewer images than features"""
     images: int = 2048
-    """tissue tiles rendered by a run's generator, and real crops beside them"""
+    """tiles drawn by a run's generator, and real crops beside them"""
     kid_subset: int = 1000
     """images in a subset of KID; fewer where there are fewer"""
     kid_subsets: int = 100
@@ -103,7 +104,7 @@ def main(argv: list[str]) -> None:
     )
     if request.dry_run:
         print(as_yaml(settings))
-        print(f"dry run: settings and features are sound. {_features(extractor.facts)}.")
+        print(f"dry run: settings and features are sound. {describe(extractor.facts)}.")
         return
     if settings.run is None:
         scores, sets = score_folders(settings, extractor)
@@ -111,7 +112,7 @@ def main(argv: list[str]) -> None:
     else:
         lock = FolderLock(Path(settings.run))
         try:
-            run = open_run(Path(settings.run))
+            run = open_run(Path(settings.run), device)
             scores, sets = score_run(run, settings, extractor, device)
             values = {f"score/{name}": score.value for name, score in scores.items() if score.value is not None}
             add_scalars(run.folder.path, int(run.card["images_seen"]), values)
@@ -165,9 +166,9 @@ def score_folders(settings: ScoreSettings, extractor: Extractor) -> tuple[dict[s
 def score_run(
     run: FinishedRun, settings: ScoreSettings, extractor: Extractor, device: torch.device
 ) -> tuple[dict[str, Score], dict[str, Any]]:
-    """All scores of a run's generator and segmenter, and what is known of the real and the generated set."""
+    """All scores that a run's networks allow, and what is known of the real and the generated set."""
     refuse_few(settings.images, settings.images, extractor.width, settings.force)
-    data, seed = run.recipe.data, settings.seed
+    data, seed, mpp = run.recipe.data, settings.seed, run.card.get("mpp")
     domains = open_domains(data, run.recipe.seed, run.folder.path / "pseudo-masks", progress=True)
     held_out = len(domains.target.holdout) > 0
     tiles = domains.target.seen
@@ -176,14 +177,15 @@ def score_run(
     for indices in batches(settings.images, settings.batch_size, "real", progress=True):
         real.add(crops(indices), indices)
     scores = score_generator(
-        run.generator.to(device),
-        run.segmenter.to(device),
-        MaskDraws(domains.source.tiles, data, seed),
+        lambda source, stream, indices: render(run.generator, source, seed, stream, indices),
+        run.reader,
+        source_draws(domains, data, seed, mpp),
         generated,
         settings.images,
         batch=settings.batch_size,
-        mpp=run.card.get("mpp"),
+        device=device,
         autocast=lambda: torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"),
+        styles=has_styles(run.generator),
     )
     scores = compare_sets(real, generated, settings.kid_subset, settings.kid_subsets, seed) | scores
     split = data.holdout if held_out else "none held out: tiles that were learned from"
@@ -191,13 +193,27 @@ def score_run(
         "real": {"images": real.count, "tiles": min(len(tiles), real.count), "split": split, **_about(tiles, real)},
         "generated": {
             "images": generated.count,
-            "masks": domains.origin,
+            "method": run.recipe.method,
+            ("source" if data.between_tissues else "masks"): domains.origin,
             "images_seen": run.card["images_seen"],
             "sizes": _sizes(generated),
-            "mpp": run.card.get("mpp"),
+            "mpp": mpp,
         },
+        "left_out": _left_out(run, scores),
     }
     return scores, about
+
+
+def _left_out(run: FinishedRun, scores: dict[str, Score]) -> dict[str, str]:
+    """Scores that this run does not allow, and why."""
+    reasons = {
+        "content_segmenter": "the run learned no network that finds nuclei in what it draws"
+        if run.reader is None
+        else "the source has neither labels nor known µm/px",
+        "content_watershed": "the µm/px are unknown",
+        "diversity": "the generator has no styles",
+    }
+    return {name: why for name, why in reasons.items() if not any(score.startswith(name) for score in scores)}
 
 
 def _named(argv: list[str]) -> list[str]:
@@ -234,20 +250,13 @@ def _sizes(sums: SetSums) -> list[str]:
     return [f"{height} x {width} px" for height, width in sorted(sums.sizes)[:10]]
 
 
-def _features(facts: dict[str, Any]) -> str:
-    return (
-        f"{facts['features']} features of {facts['extractor']}, weights {facts['weights']} "
-        f"(SHA-256 {facts['weights_sha256'][:12]}…), resized {facts['resize']}, {facts['precision']}"
-    )
-
-
 def _table(scores: dict[str, Score], sets: dict[str, Any], extractor: Extractor) -> str:
     """The scores and what they rest on, for people."""
     real, generated = sets["real"], sets["generated"]
     lines = [
         f"  real       {real['images']} images ({', '.join(real['sizes'])}), split {real['split']}: {real['tissue']}",
         f"  generated  {generated['images']} images ({', '.join(generated['sizes'])})",
-        f"  features   {_features(extractor.facts)}",
+        f"  features   {describe(extractor.facts)}",
         "",
     ]
     for name, score in scores.items():
@@ -255,6 +264,7 @@ def _table(scores: dict[str, Score], sets: dict[str, Any], extractor: Extractor)
         spread = score.facts.get("deviation")
         value += f" ± {spread:.2g} over subsets" if spread is not None else ""
         lines.append(f"  {name:<24}{value}   {score.unit}")
+    lines += [f"  {name:<24}left out: {why}" for name, why in sets.get("left_out", {}).items()]
     fewest = min(real["images"], generated["images"])
     if fewest < extractor.width:
         lines.append(f"note: FID from {fewest} images for {extractor.width} features is too high to be reported.")

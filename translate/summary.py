@@ -12,6 +12,7 @@ from histo.running.settings import as_yaml
 from histo.running.tracking import read_log
 from histo.tiles import Tile, Tiles
 from translate.agreement import METRICS, Probe, means, score_segmenter, score_watershed
+from translate.best import CRITERION, Scored
 from translate.domains import Domains
 from translate.engine import Translator
 from translate.export import revision
@@ -32,8 +33,14 @@ class Summary:
     sentence: str
 
 
-def write_report(run: RunFolder, domains: Domains, probe: Probe, translator: Translator) -> Summary:
-    """Score S on held-out tiles beside the untrained S and its watershed teacher, and write RUN/report.html."""
+def write_report(
+    run: RunFolder, domains: Domains, probe: Probe, translator: Translator, best: Scored | None = None
+) -> Summary:
+    """Score S on held-out tiles beside the untrained S and its watershed teacher, and write RUN/report.html.
+
+    Args:
+        best: the best checkpoint, where some were scored.
+    """
     recipe = translator.recipe
     tiles = [tile for tile in _some(domains.target.holdout) if tile.instances is not None] if translator.reader else []
     scored: dict[str, list[InstanceScores]] = {}
@@ -50,6 +57,11 @@ def write_report(run: RunFolder, domains: Domains, probe: Probe, translator: Tra
     if tiles:
         report.heading("S on tiles it never learned from")
         _table(report, recipe, tiles, scored)
+    if best is not None:
+        report.heading("The best checkpoint")
+        lies = "the last" if best.images == translator.images else f"exported to {run.best}"
+        report.text(f"{best.sentence}; {lies}. Chosen by {CRITERION}. Scores rest on {best.basis}.")
+        report.facts(dict(best.values))
     report.heading("What it draws and what it reads")
     for name, picture in draw_panels(probe, translator).items():
         report.picture(picture, name.replace("_", " "))
@@ -111,6 +123,9 @@ def _curves(report: Report, folder: Path) -> None:
         ("loss/", "Loss terms, unweighted"),
         ("ada/", "ADA: probability p of each augmentation; r, mean sign of D on real tissue"),
         ("content/", "Content agreement"),
+        ("score/kid", "KID, with the deviation over its subsets"),
+        ("score/stain", "Distance of stains to those of real tissue; optical density"),
+        ("diversity/", "Diversity, as a share of that of real tissue"),
         ("holdout", "S against labels on held-out crops"),
         ("speed/images", "Images per second"),
     ):

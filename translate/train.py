@@ -9,6 +9,7 @@ Without arguments it trains the tiny preset on phantom tissue into a new folder 
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import sys
 import time
@@ -16,6 +17,7 @@ from collections import defaultdict
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 # OpenMP threads spin while they wait. With the long spin of libgomp a tiny step takes 0.42 s on two quiet cores and up
 # to 12 s on busy ones; with none 0.65 s; with a short one 0.44 s and 1.5 s. libgomp reads this when torch loads it.
@@ -27,21 +29,24 @@ try:
     from accelerate.utils import broadcast_object_list
     from tqdm import tqdm
 
-    from histo.errors import InputError
+    from histo.errors import InputError, writing
     from histo.running import checkpoints
     from histo.running.checkpoints import Checkpoint
     from histo.running.locks import FolderLock
     from histo.running.processes import anywhere, part, together
     from histo.running.runs import RunFolder, StopRequest
     from histo.running.settings import as_yaml, flag_values, read_settings, run_script
-    from histo.running.tracking import Tracker
+    from histo.running.tracking import Tracker, read_log
     from translate.agreement import Probe, measure
+    from translate.best import CRITERION, load_best, spared
+    from translate.collapse import CollapseWatch, diversity
     from translate.domains import Domains, open_domains
     from translate.engine import Batch, Translator
     from translate.export import export
     from translate.methods import asked_kind, open_method
     from translate.panels import draw_panels
     from translate.recipe import PRESET, Recipe
+    from translate.scoring import TrainingScorer, training_extractor
     from translate.stream import ImageClock, UnpairedCrops, loader, sound_workers
     from translate.summary import write_report
 except ModuleNotFoundError as error:
@@ -71,6 +76,8 @@ def main(argv: list[str]) -> None:
         print(as_yaml(recipe))
         domains = open_domains(recipe.data, recipe.seed, None, progress=False)
         open_method(recipe, accelerator)
+        if recipe.scores.every:
+            training_extractor(recipe, accelerator)
         print(f"dry run: settings, data and networks are sound. Tissue: {domains.target.tiles.describe()}.")
         return
     if accelerator.is_main_process and request.configs == [PRESET] and "--config" not in argv:
@@ -151,7 +158,10 @@ def train(recipe: Recipe, run: RunFolder, accelerator: Accelerator, scratch: Pat
     # Before the first step
     with together():
         tracker = Tracker(run.path, translator.images, enabled=first)
+        scorer, watch = None, CollapseWatch()
         if first:
+            if recipe.scores.every:
+                scorer = TrainingScorer(domains, translator, probe.mpp, progress=True)
             print(_facts(recipe, run, domains, translator, checkpoint), flush=True)
             for sentence in damaged:
                 _warn(tracker, translator.images, sentence)
@@ -160,11 +170,15 @@ def train(recipe: Recipe, run: RunFolder, accelerator: Accelerator, scratch: Pat
             if translator.images == 0:
                 tracker.scalars(0, untrained)
                 tracker.message(0, f"source: {domains.origin}")
+            past = read_log(run.path)
+            if scorer is not None and not any(record.get("note") == f"scores: {scorer.basis}" for record in past):
+                tracker.message(translator.images, f"scores: {scorer.basis}")
+            watch = CollapseWatch(past)
 
-    def save() -> None:
+    def save(scores: dict[str, Any] | None = None) -> None:
         if first:
-            state = translator.checkpoint({"untrained": untrained, "seed": recipe.seed})
-            checkpoints.save(run.checkpoints, state, recipe.run.keep)
+            facts = {"untrained": untrained, "seed": recipe.seed} | ({"scores": scores} if scores else {})
+            checkpoints.save(run.checkpoints, translator.checkpoint(facts), recipe.run.keep, spared)
 
     # Main loop: fetch, step, and what is due after it
     stop.listen()
@@ -192,10 +206,17 @@ def train(recipe: Recipe, run: RunFolder, accelerator: Accelerator, scratch: Pat
                     scalars |= translator.scalars() | pace.scalars(translator.images)
                     tracker.scalars(translator.images, scalars)
                     sums.clear()
+                    for sentence in watch(scalars) if first else ():
+                        _warn(tracker, translator.images, sentence)
+                content: dict[str, float] | None = None
                 if first and _passed(before, translator.images, recipe.train.panel_every):
-                    _look(probe, translator, tracker, untrained, bar)
-                if _passed(before, translator.images, recipe.train.save_every):
-                    save()
+                    content = _look(probe, translator, tracker, untrained, watch, bar)
+                scores = None
+                last = translator.images >= recipe.train.images
+                if scorer is not None and (last or _passed(before, translator.images, recipe.scores.every)):
+                    scores = _score(scorer, probe, translator, tracker, content)
+                if scores or _passed(before, translator.images, recipe.train.save_every):
+                    save(scores)
 
     # Done, or asked to stop
     del iterator  # ends the loader's workers
@@ -211,13 +232,31 @@ def train(recipe: Recipe, run: RunFolder, accelerator: Accelerator, scratch: Pat
             )
         return
     if first:
-        export(translator, probe.mpp, domains.facts, run.export)
-        report = write_report(run, domains, probe, translator)
-        tracker.scalars(translator.images, report.scores)
-        tracker.close()
-        for path, reason in domains.skipped:
-            print(f"skipped {path}: {reason}")
-        print(f"Done: {translator.images} images. {report.sentence}\nReport: {report.path}   Exports: {run.export}")
+        _finish(run, domains, probe, translator, tracker)
+
+
+def _finish(run: RunFolder, domains: Domains, probe: Probe, translator: Translator, tracker: Tracker) -> None:
+    """Export the last networks, report, export the best ones too where they are others, and say where all is."""
+    images, best = translator.images, load_best(run.checkpoints)
+    last = checkpoints.facts_of(run.checkpoints).get(checkpoints.place(run.checkpoints, images), {})
+    export(translator, probe.mpp, domains.facts, run.export, last.get("scores"))
+    report = write_report(run, domains, probe, translator, best[1] if best else None)
+    tracker.scalars(images, report.scores)
+    tracker.close()
+    if best is None or best[1].images == images:
+        shutil.rmtree(run.best, ignore_errors=True)  # of an earlier end of this run
+    else:
+        translator.restore(best[0])
+        with writing(run.best):
+            run.best.mkdir(exist_ok=True)
+        export(translator, probe.mpp, domains.facts, run.best, best[0].facts["scores"])
+    for path, reason in domains.skipped:
+        print(f"skipped {path}: {reason}")
+    print(f"Done: {images} images. {report.sentence}")
+    if best is not None:
+        place = run.export if best[1].images == images else run.best
+        print(f"Best: {best[1].sentence} ({CRITERION}).   Exports: {place}")
+    print(f"Report: {report.path}   Exports: {run.export}")
 
 
 def _means(sums: dict[str, list[torch.Tensor]], accelerator: Accelerator) -> dict[str, float]:
@@ -242,13 +281,22 @@ def _scores(checkpoint: Checkpoint) -> dict[str, float]:
     return stored
 
 
-def _look(probe: Probe, translator: Translator, tracker: Tracker, untrained: dict[str, float], bar: tqdm) -> None:
-    """Draw the panels, measure agreement, and warn when nuclei are found worse than by untrained networks."""
+def _look(
+    probe: Probe,
+    translator: Translator,
+    tracker: Tracker,
+    untrained: dict[str, float],
+    watch: CollapseWatch,
+    bar: tqdm,
+) -> dict[str, float]:
+    """Draw the panels, measure and return agreement; warn when nuclei are found worse than by untrained networks, and
+    when translations hardly differ."""
     images = translator.images
     for name, picture in draw_panels(probe, translator).items():
         tracker.picture(images, name, picture)
     values = measure(probe, translator)
-    tracker.scalars(images, values)
+    apart = diversity(probe, translator)
+    tracker.scalars(images, values | apart)
     if ALARMS[0] in values:
         bar.set_postfix_str(f"content Dice {values[ALARMS[0]]:.2f}")
     for name in ALARMS:
@@ -258,6 +306,26 @@ def _look(probe: Probe, translator: Translator, tracker: Tracker, untrained: dic
                 "nuclei and background may be swapped or the mask hidden; look at the panels."
             )
             _warn(tracker, images, text)
+    for sentence in watch(apart):
+        _warn(tracker, images, sentence)
+    return values
+
+
+def _score(
+    scorer: TrainingScorer,
+    probe: Probe,
+    translator: Translator,
+    tracker: Tracker,
+    content: dict[str, float] | None,
+) -> dict[str, Any]:
+    """Log the scores, with agreement where that was not measured just now, and return what a checkpoint keeps."""
+    values = scorer(translator)
+    if content is None:
+        content = measure(probe, translator)
+        tracker.scalars(translator.images, values | content)
+    else:
+        tracker.scalars(translator.images, values)
+    return scorer.facts(values | content)
 
 
 class _Pace:

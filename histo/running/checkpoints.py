@@ -11,6 +11,8 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,8 +43,19 @@ class Checkpoint:
     path: Path | None = None
 
 
-def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
+def place(folder: Path, images: int) -> Path:
+    """Where the checkpoint at an image count lies."""
+    return folder / f"{images:0{IMAGE_DIGITS}d}"
+
+
+Spared = Callable[[dict[Path, dict[str, Any]]], Collection[Path]]
+
+
+def save(folder: Path, checkpoint: Checkpoint, keep: int, spared: Spared | None = None) -> Path:
     """Write a checkpoint into `folder` and drop all but the newest `keep` afterwards.
+
+    Args:
+        spared: chooses further ones to keep, by the facts of all whose manifest can be read.
 
     Returns:
         The folder of the new checkpoint.
@@ -50,9 +63,19 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     Raises:
         InputError: it cannot be written (disk full, read-only, folder gone); those before it are untouched.
     """
-    target = folder / f"{checkpoint.facts['images']:0{IMAGE_DIGITS}d}"
-    if (target / MANIFEST).exists():
-        return target  # the state at an image count is the same by construction, and rewriting it could lose it
+    target = place(folder, checkpoint.facts["images"])
+    if not (target / MANIFEST).exists():  # else the state is the same by construction, and rewriting it could lose it
+        _add(folder, target, checkpoint)
+    with writing(folder, "make room there and run the same command again"):
+        old = [path for path in complete(folder) if path != target][: 1 - keep or None]
+        needed = spared(facts_of(folder)) if spared is not None and old else ()
+        for path in old:
+            if path not in needed:
+                _remove(path)
+    return target
+
+
+def _add(folder: Path, target: Path, checkpoint: Checkpoint) -> None:
     before = complete(folder)
     aside = folder / f"{ASIDE}{target.name}"
     try:
@@ -68,10 +91,6 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
             f"The checkpoint at {checkpoint.facts['images']} images cannot be written to {folder} ({error}); {last}: "
             "make room there and run the same command again."
         ) from error
-    with writing(folder, "make room there and run the same command again"):
-        for old in [path for path in complete(folder) if path != target][: 1 - keep or None]:
-            _remove(old)
-    return target
 
 
 def _write(aside: Path, checkpoint: Checkpoint) -> None:
@@ -106,18 +125,7 @@ def load(path: Path) -> Checkpoint:
     Raises:
         InputError: not a checkpoint, or a file missing or changed since it was written.
     """
-    try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        hashes, facts = manifest["sha256"], manifest["facts"]
-        if not (isinstance(hashes, dict) and isinstance(facts, dict)):
-            raise ValueError("sha256 and facts must be mappings")
-        _check_images(path, facts.get("images"))
-    except FileNotFoundError as error:
-        raise InputError(
-            f"{path} is no checkpoint, or a damaged one: it has no {MANIFEST}; name a folder RUN/checkpoints/N."
-        ) from error
-    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"{path / MANIFEST} is damaged ({error}); resume from another checkpoint.") from error
+    hashes, facts = _manifest(path)
     tensors = {}
     for name, expected in hashes.items():
         if not re.fullmatch(r"\w+\.safetensors", name):
@@ -138,6 +146,15 @@ def load(path: Path) -> Checkpoint:
     return Checkpoint(tensors, facts, path)
 
 
+def facts_of(folder: Path) -> dict[Path, dict[str, Any]]:
+    """The facts of all complete checkpoints whose manifest can be read, oldest first, their tensors unseen."""
+    found = {}
+    for path in complete(folder):
+        with suppress(InputError):
+            found[path] = _manifest(path)[1]
+    return found
+
+
 def load_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that is sound, None where there is none at all, and a sentence on each damaged newer one.
 
@@ -156,6 +173,23 @@ def load_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
             "another --run.dir to start afresh."
         )
     return None, []
+
+
+def _manifest(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
+    """The hash of each file of a checkpoint, and its facts."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        hashes, facts = manifest["sha256"], manifest["facts"]
+        if not (isinstance(hashes, dict) and isinstance(facts, dict)):
+            raise ValueError("sha256 and facts must be mappings")
+        _check_images(path, facts.get("images"))
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{path} is no checkpoint, or a damaged one: it has no {MANIFEST}; name a folder RUN/checkpoints/N."
+        ) from error
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{path / MANIFEST} is damaged ({error}); resume from another checkpoint.") from error
+    return hashes, facts
 
 
 def _check_images(path: Path, images: Any) -> None:

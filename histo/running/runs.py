@@ -32,7 +32,7 @@ class RunSettings:
     """auto: continue the folder's newest checkpoint if it has one; never: start afresh in a new folder; or a checkpoint
     folder to continue from"""
     keep: int = 2
-    """checkpoints kept, newest first"""
+    """checkpoints kept, newest first; scored ones that may turn out best are kept besides"""
 
     def __post_init__(self) -> None:
         if self.keep < 1:
@@ -40,7 +40,7 @@ class RunSettings:
 
 
 class RunFolder:
-    """`config.yaml`, `log.jsonl`, `tensorboard/`, `panels/`, `checkpoints/`, `export/` and `report.html` of one run.
+    """`config.yaml`, `log.jsonl`, `tensorboard/`, `panels/`, `checkpoints/`, `export/`, `best/`, `report.html`.
 
     `lock.json` is there while a process works in it (see `histo.running.locks`).
     """
@@ -48,7 +48,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
-        self.export = path / "export"
+        self.export, self.best = path / "export", path / "best"
         self.config = path / "config.yaml"
 
     @classmethod

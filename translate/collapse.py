@@ -1,0 +1,120 @@
+"""Is the adversarial game lost? A judge that is always right, and a generator that always draws the same.
+
+A judge is saturated when its loss stays near 0: then it hardly tells the generator where to go. For logits of t on real
+and -t on generated images the logistic loss is 2·softplus(-t), below 0.003 from t = 6.5 on; since a wrong verdict costs
+log 2 at least, the shares of wrong verdicts on both add up to loss / log 2 at most, 0.4 % there. For scores that are e
+away from 1 and 0 the least-squares loss is e², below 0.003 from e = 0.055 on; a wrong verdict costs ⅛ at least, and the
+shares add up to 2.4 % at most. (The judge of masks of a sound run of the tiny preset came down to 0.009 once.)
+
+Modes have collapsed when translations of different sources, or one source in different styles, hardly differ: the mean
+distance of their pixels (L1) is a small share of that between tiles of real target tissue.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from translate.agreement import Probe
+from translate.engine import Translator
+from translate.fidelity import mean_pairwise_distance
+
+STYLES, STYLED = 4, 4  # styles, and sources that are drawn in each
+
+
+@dataclass(frozen=True)
+class Rule:
+    """When a figure of the log is a collapse: below `least` at `readings` in a row."""
+
+    least: float
+    readings: int
+    meaning: str
+    remedy: str
+
+
+SATURATED = Rule(
+    0.003,
+    5,
+    "this judge tells real from generated without fail, and its logits are saturated",
+    "raise ada.probability or use ada.kind adaptive, lower --train.judge_learning_rate, or raise --loss.r1, "
+    "as far as the method has them",
+)
+SOURCES = Rule(
+    0.1,
+    1,
+    "different sources are drawn almost alike, which is mode collapse",
+    "look at the panels, lower --train.judge_learning_rate, or go back to a checkpoint before",
+)
+STYLE = Rule(
+    0.01,
+    1,
+    "the style changes next to nothing, which is mode collapse",
+    "look at the panels, or lower the weights of the cycle terms, which reward it",
+)
+
+
+class CollapseWatch:
+    """Reads what a run logs and names a collapse once, until the figure has recovered.
+
+    Args:
+        past: records of the log up to where the run stands; a resumed run warns when an undisturbed one would.
+    """
+
+    def __init__(self, past: Iterable[Mapping[str, Any]] = ()) -> None:
+        self.low: Counter[str] = Counter()  # readings in a row that were too low
+        for record in past:
+            self(record)
+
+    def __call__(self, values: Mapping[str, Any]) -> list[str]:
+        """A sentence on each collapse that these figures complete."""
+        sentences = []
+        for name, value in values.items():
+            rule = _rule(name)
+            if rule is None or not isinstance(value, (int, float)):
+                continue
+            self.low[name] = self.low[name] + 1 if value < rule.least else 0
+            if self.low[name] == rule.readings:
+                times = f" for {rule.readings} readings in a row" if rule.readings > 1 else ""
+                sentences.append(f"{name} {value:.4f} is below {rule.least:g}{times}: {rule.meaning}; {rule.remedy}.")
+        return sentences
+
+
+@torch.no_grad()
+def diversity(probe: Probe, translator: Translator) -> dict[str, float]:
+    """How much translations differ, as shares of how much real target tissue does.
+
+    `diversity/sources`: of different sources; `diversity/styles`: of one source in several styles, where there are any.
+    Nothing where the method draws no target images or the fixed inputs are too few or all alike.
+    """
+    real = _spread(probe.target)
+    if real == 0 or len(probe.source) < 2:
+        return {}
+    source = probe.source.to(translator.accelerator.device)
+    with translator.accelerator.autocast():
+        drawn = translator.to_target(source, "probe style", list(range(len(source))))
+        if drawn is None:
+            return {}
+        values = {"diversity/sources": _spread(drawn) / real}
+        few = source[:STYLED]
+        styles = [translator.to_target(few, f"probe style {k}", list(range(len(few)))) for k in range(STYLES)]
+    alike = [style for style in styles if style is not None]
+    if not all(torch.equal(style, alike[0]) for style in alike):  # else there are none
+        each = [_spread(torch.stack([style[k] for style in alike])) for k in range(len(few))]
+        values["diversity/styles"] = sum(each) / len(each) / real
+    return {name: round(value, 5) for name, value in values.items()}
+
+
+def _rule(name: str) -> Rule | None:
+    if name.startswith("loss/") and name.endswith("judge"):
+        return SATURATED
+    return {"diversity/sources": SOURCES, "diversity/styles": STYLE}.get(name)
+
+
+def _spread(images: Tensor) -> float:
+    """Mean distance of pairs of images, per value; 0 for fewer than two."""
+    if len(images) < 2:
+        return 0.0
+    return mean_pairwise_distance(images.float().clamp(-1, 1).flatten(1), norm=1) / images[0].numel()
