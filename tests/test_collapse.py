@@ -79,6 +79,9 @@ class Draws:
     def to_target(self, source: Tensor, stream: str, indices: list[int]) -> Tensor | None:
         return self.draw(source, int(stream[-1]) if stream[-1].isdigit() else 0)
 
+    def to_source(self, target: Tensor) -> Tensor | None:
+        return None
+
 
 @pytest.fixture(scope="module")
 def tiles() -> Tensor:
@@ -122,6 +125,18 @@ def test_ignored_styles_are_named(tiles: Tensor) -> None:
     _, alarms = warnings(tiles, lambda source, style: tiles[32:][: len(source)] + 1e-4 * noise[style])
     assert len(alarms) == 1
     assert alarms[0].startswith("diversity/styles")
+
+
+def test_a_segmenter_that_reads_empty_masks_everywhere_is_named(tiles: Tensor) -> None:
+    fixed = Probe(tiles[:16], None, tiles[16:32], [], None)
+    reading = Draws(lambda *_: None)
+    reading.to_source = lambda target: target.flip(3)  # type: ignore[method-assign]
+    sound = diversity(fixed, reading)  # type: ignore[arg-type]
+    assert 0.7 < sound["diversity/targets"] < 1.4
+    assert CollapseWatch()(sound) == []
+    reading.to_source = lambda target: -torch.ones_like(target)  # type: ignore[method-assign]
+    (sentence,) = CollapseWatch()(diversity(fixed, reading))  # type: ignore[arg-type]
+    assert sentence.startswith("diversity/targets 0.0000 is below 0.1: different targets are translated back")
 
 
 def test_nothing_to_compare(tiles: Tensor) -> None:

@@ -48,6 +48,12 @@ SOURCES = Rule(
     "different sources are drawn almost alike, which is mode collapse",
     "look at the panels, lower --train.judge_learning_rate, or go back to a checkpoint before",
 )
+TARGETS = Rule(
+    0.1,
+    1,
+    "different targets are translated back almost alike, mostly to empty masks",
+    "look at the panels, let --segmenter.head guide what is read, or lower --train.judge_learning_rate",
+)
 STYLE = Rule(
     0.01,
     1,
@@ -86,18 +92,24 @@ class CollapseWatch:
 def diversity(probe: Probe, translator: Translator) -> dict[str, float]:
     """How much translations differ, as shares of how much real target tissue does.
 
-    `diversity/sources`: of different sources; `diversity/styles`: of one source in several styles, where there are any.
-    Nothing where the method draws no target images or the fixed inputs are too few or all alike.
+    `diversity/sources`: of different sources; `diversity/styles`: of one source in several styles, where there are any;
+    `diversity/targets`: of different targets on the way back, as a share of how much real sources do. Those are left
+    out that the method does not draw, and that the fixed inputs are too few or all alike for.
     """
-    real = _spread(probe.target)
+    device, values = translator.accelerator.device, {}
+    real, others = _spread(probe.target), _spread(probe.source)
+    with translator.accelerator.autocast():
+        back = translator.to_source(probe.target.to(device))
+        if back is not None and others > 0 and real > 0:
+            values["diversity/targets"] = round(_spread(back) / others, 5)
     if real == 0 or len(probe.source) < 2:
-        return {}
-    source = probe.source.to(translator.accelerator.device)
+        return values
+    source = probe.source.to(device)
     with translator.accelerator.autocast():
         drawn = translator.to_target(source, "probe style", list(range(len(source))))
         if drawn is None:
-            return {}
-        values = {"diversity/sources": _spread(drawn) / real}
+            return values
+        values["diversity/sources"] = _spread(drawn) / real
         few = source[:STYLED]
         styles = [translator.to_target(few, f"probe style {k}", list(range(len(few)))) for k in range(STYLES)]
     alike = [style for style in styles if style is not None]
@@ -110,7 +122,7 @@ def diversity(probe: Probe, translator: Translator) -> dict[str, float]:
 def _rule(name: str) -> Rule | None:
     if name.startswith("loss/") and name.endswith("judge"):
         return SATURATED
-    return {"diversity/sources": SOURCES, "diversity/styles": STYLE}.get(name)
+    return {"diversity/sources": SOURCES, "diversity/targets": TARGETS, "diversity/styles": STYLE}.get(name)
 
 
 def _spread(images: Tensor) -> float:

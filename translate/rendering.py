@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from histo import segmenters
 from histo.codec import encode
 from histo.crops import crop
 from histo.errors import InputError
@@ -25,10 +24,9 @@ from histo.segmenters import Reader
 from histo.tiles import Tile, Tiles
 from histo.watershed import segment as segment_by_watershed
 from translate.domains import DataSettings, Domains
+from translate.exports import open_networks
 from translate.methods import asked_kind
-from translate.networks import generators
 from translate.networks.comod import CoModGenerator
-from translate.reading import MaskReader
 from translate.recipe import Recipe
 from translate.stream import nucleated_crop
 
@@ -56,23 +54,17 @@ def open_run(path: Path, device: torch.device | str = "cpu") -> FinishedRun:
     folder = RunFolder(path)
     if not folder.config.is_file():
         raise InputError(f"{path} is no run folder: it has no {folder.config.name}; name one of translate/train.py.")
-    files = {name: folder.export / f"{name}.safetensors" for name in ("generator", "inverse", "segmenter")}
-    if not any(file.is_file() for file in files.values()):
+    if not any(folder.export.glob("*.safetensors")):
         raise InputError(f"{path} has no exports yet; let its training end, then score it.")
-    if not files["generator"].is_file():
+    networks = open_networks(folder.export, torch.device(device))
+    if networks.generator is None:
         raise InputError(
             f"{path} learned the way back to its source alone, expected a run that draws tissue to be compared with "
             "real tissue; name another."
         )
     config = ["--config", str(folder.config)]
     recipe = read_settings(asked_kind(config), "translate/score.py", "", config).settings
-    generator, card = generators.load(files["generator"])
-    reader: Reader | None = None
-    if files["segmenter"].is_file():
-        reader = segmenters.load(files["segmenter"])[0].requires_grad_(False).to(device)
-    elif files["inverse"].is_file() and not recipe.data.between_tissues:
-        reader = MaskReader(generators.load(files["inverse"])[0], recipe.data.mask_form).eval().to(device)
-    return FinishedRun(folder, recipe, generator.to(device), reader, card)
+    return FinishedRun(folder, recipe, networks.generator, networks.reader, networks.card)
 
 
 class MaskDraws:
