@@ -73,7 +73,7 @@ class Draws:
     """A method whose averaged generator is a function of (source, stream)."""
 
     def __init__(self, draw: Any) -> None:
-        self.accelerator = Accelerator()
+        self.accelerator = Accelerator(mixed_precision="bf16")
         self.draw = draw
 
     def to_target(self, source: Tensor, stream: str, indices: list[int]) -> Tensor | None:
@@ -99,7 +99,7 @@ def warnings(tiles: Tensor, draw: Any) -> tuple[dict[str, float], list[str]]:
 
 
 def test_sound_tissue_raises_no_alarm(tiles: Tensor) -> None:
-    values, alarms = warnings(tiles, lambda source, style: tiles[32 + style :][: len(source)].roll(style, 0))
+    values, alarms = warnings(tiles, lambda source, style: tiles[(3 * torch.arange(len(source)) + 7 * style) % 48])
     assert alarms == []
     assert 0.7 < values["diversity/sources"] < 1.4
     assert 0.7 < values["diversity/styles"] < 1.4

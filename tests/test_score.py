@@ -21,10 +21,12 @@ from histo.features import Extractor, open_extractor
 from histo.randomness import draws
 from histo.running.tracking import read_log
 from histo.tiles import open_tiles
+from tests.methods import arguments
 from translate.comparison import SetSums, compare_sets, score_generator
 from translate.networks import generators
 from translate.rendering import MaskDraws, SourceDraws, TissueDraws, open_run, render
 from translate.score import main
+from translate.train import main as train
 
 ROOT = Path(__file__).parents[1]
 FEATURES = ["--features", "timm:test_efficientnet_gn"]
@@ -301,3 +303,52 @@ def test_sums_of_parts_score_like_the_whole(tile_folder: Path) -> None:
     one, other = (compare_sets(real, sums, 4, 3, seed=0) for sums in (whole, first))
     for name, score in one.items():
         assert other[name].value == pytest.approx(score.value, rel=1e-4, abs=1e-7), name
+
+
+SETS = {"fid", "kid", "stain_haematoxylin", "stain_eosin"}
+SEGMENTED, WATERSHED = (
+    {f"content_{finder}_{metric}" for metric in ("dice", "aji", "pq")} for finder in ("segmenter", "watershed")
+)
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "scores"),
+    [
+        ("cyclegan", False, SETS | SEGMENTED | WATERSHED),
+        ("cyclegan", True, SETS | WATERSHED),
+        ("cut", False, SETS | WATERSHED),
+    ],
+)
+def test_runs_of_other_methods(
+    method: str, target: bool, scores: set[str], tile_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a method has no network for is left out, with a word; tissue is compared with its own nuclei."""
+    run = tmp_path / "run"
+    more = ["--data.target", str(tile_folder)] if target else []
+    more += ["--train.images", "4", "--run.dir", str(run)]
+    train(arguments(method, "--data.tissue", str(tile_folder), *more))
+    capsys.readouterr()
+    main([str(run), *FAST])
+    content = json.loads((run / "scores.json").read_text())
+    assert set(content["scores"]) == scores
+    assert all(isinstance(score["value"], float) for score in content["scores"].values())
+    printed = capsys.readouterr().out
+    assert content["left_out"]["diversity"] == "the generator has no styles"
+    assert "left out: the generator has no styles" in printed
+    assert ("content_segmenter" in content["left_out"]) == ("content_segmenter_dice" not in scores)
+    truth = content["scores"]["content_watershed_dice"]["truth"]
+    assert truth == ("labels of the source, or else its watershed" if target else "the masks")
+    assert content["generated"]["method"] == method
+    (run / "export" / "generator.safetensors").rename(run / "export" / "inverse.safetensors")
+    with pytest.raises(InputError, match="learned the way back to its source alone"):
+        main([str(run), *FAST])
+
+
+def test_masks_are_drawn_in_the_form_of_the_run(toy_run: Path) -> None:
+    run = open_run(toy_run)
+    run.recipe.data.mask_form = "binary"
+    (tile,) = MaskDraws(open_tiles(run.recipe.data.tissue), run.recipe.data, 0, 0.5)([0])
+    assert set(np.unique(tile.image)) == {0, 255}
+    assert tile.instances is not None
+    assert np.array_equal(tile.image[0] > 0, tile.instances > 0)
+    assert tile.mpp == 0.5
