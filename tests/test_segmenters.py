@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from skimage.measure import label
 from torch import Tensor, nn
 
 from histo.codec import Form, decode, encode
@@ -284,6 +285,8 @@ def test_without_a_head_the_mask_image_tells(form: Form) -> None:
     """Whole, and in tiles of a larger image."""
 
     class Copy(Transparent):
+        head = "none"
+
         def forward(self, image: Tensor) -> Reading:
             return Reading(image, None, "none", form)
 
@@ -294,20 +297,31 @@ def test_without_a_head_the_mask_image_tells(form: Form) -> None:
     assert compare(instances, found).pq > 0.95
 
 
+class Knowing(Transparent):
+    """Reads from the first two channels of each pixel which place of the image it is, mirror images included."""
+
+    def places(self, image: Tensor) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+        self.seen.append(tuple(image.shape))
+        coordinates = ((image[:, :2] + 1) * 127.5).round().to(torch.int64).numpy()
+        return [(rows, columns) for rows, columns in coordinates]
+
+
+def places_of(size: tuple[int, int]) -> NDArray[np.uint8]:
+    return np.stack([*np.indices(size), np.zeros(size)]).astype(np.uint8)
+
+
 def test_flows_are_read_in_tiles_as_in_the_whole_image() -> None:
     instances = discs(150, 130, [(20, 20), (62, 60), (62, 75), (100, 33), (96, 97), (130, 64)], 9)
     dense = np.concatenate([FLOW_SCALE * flows_of(instances), np.where(instances > 0, 4.0, -4.0)[None]])
-    coordinates = np.stack([*np.indices(instances.shape), instances > 0]).astype(np.uint8)
 
-    class Known(Transparent):
-        """Finds the place of each tile in the colours of its first pixel."""
+    class Flows(Knowing):
+        head = "flows"
 
         def forward(self, image: Tensor) -> Reading:
-            corners = ((image[:, :2, 0, 0] + 1) * 127.5).round().long().tolist()
-            cut = [dense[:, row : row + 64, column : column + 64] for row, column in corners]
-            return Reading(image, torch.from_numpy(np.stack(cut)).float(), "flows")
+            cut = np.stack([dense[:, rows, columns] for rows, columns in self.places(image)])
+            return Reading(image, torch.from_numpy(cut).float(), "flows")
 
-    found = segment(Known(), coordinates, tile=64)
+    found = segment(Flows(), places_of(instances.shape), tile=64)
     assert compare(instances, found).matched_nuclei == 6
     assert compare(instances, found).pq > 0.9
     assert found.max() == 6
@@ -318,35 +332,37 @@ def test_flows_are_read_in_tiles_as_in_the_whole_image() -> None:
 def test_detections_of_tiles_are_the_nuclei_of_the_image_each_once(size: tuple[int, int], batch: int) -> None:
     """A reader that knows what each tile shows, cut at its borders; nuclei lie across all of them."""
     truth = scattered(*size)
-    whole = np.pad(truth, [(0, max(0, 64 - side)) for side in size])
-    coordinates = np.stack([*np.indices(size), truth > 0]).astype(np.uint8)
 
-    class Known(Transparent):
+    class Boxes(Knowing):
+        head = "maskrcnn"
+
         def forward(self, image: Tensor) -> Reading:
-            corners = ((image[:, :2, 0, 0] + 1) * 127.5).round().long().tolist()
-            tiles = [whole[row : row + 64, column : column + 64] for row, column in corners]
-            self.seen.append(tuple(image.shape))
+            tiles = [truth[rows, columns] for rows, columns in self.places(image)]
             return Reading(image, None, "maskrcnn", detections=[self.detect(tile) for tile in tiles])
 
         @staticmethod
         def detect(tile: NDArray[np.int32]) -> Detections:
+            tile = label(tile, background=0, connectivity=2).astype(np.int32)  # a mirror image is another nucleus
             boxes, ids = boxes_of(torch.from_numpy(tile))
             masks = mask_targets(torch.from_numpy(tile), ids, boxes).float()
             return Detections(boxes, torch.full((len(ids),), 0.9), masks)
 
-    reader = Known()
-    found = segment(reader, coordinates, tile=64, batch=batch)
+    reader = Boxes()
+    found = segment(reader, places_of(size), tile=64, batch=batch)
     assert found.shape == size
     assert all(shape[0] <= batch for shape in reader.seen)
-    kept = np.where(np.bincount(truth.ravel())[truth] >= 20, truth, 0)  # what the image's edge leaves of some is small
+    areas = np.bincount(truth.ravel())[truth]
+    kept = np.where(areas >= 20, truth, 0)  # what the image's edge leaves of some is small
     scores = compare(kept, found)
     assert scores.matched_nuclei == len(np.unique(kept)) - 1
     assert scores.sq > 0.85
-    assert found.max() == len(np.unique(np.where(np.bincount(truth.ravel())[truth] >= 12, truth, 0))) - 1
+    assert len(np.unique(truth[areas >= 14])) <= found.max() + 1 <= len(np.unique(truth[areas >= 10])), "each once"
 
 
 def test_nothing_detected_is_an_empty_map() -> None:
     class Blind(Transparent):
+        head = "maskrcnn"
+
         def forward(self, image: Tensor) -> Reading:
             none = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, 28, 28))
             return Reading(image, None, "maskrcnn", detections=[none] * len(image))
