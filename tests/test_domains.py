@@ -132,6 +132,12 @@ def test_folders_of_tissue_in_the_shares_asked_for(tile_folder: Path, tmp_path: 
         UnpairedCrops(wrong, settings, 0)
 
 
+def test_tissue_is_not_translated_into_itself(tile_folder: Path, tmp_path: Path) -> None:
+    settings = replace(settings_for(tile_folder), target=[str(tile_folder / "images" / "..")])
+    with pytest.raises(InputError, match=r"is both in --data\.tissue and in --data\.target"):
+        open_domains(settings, 0, tmp_path / "m", progress=False)
+
+
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_the_clock_hands_out_each_index_once(processes: int) -> None:
     clocks = [ImageClock(16, 40, 8, rank, processes) for rank in range(processes)]

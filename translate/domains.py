@@ -157,6 +157,7 @@ def open_domains(settings: DataSettings, seed: int, folder: Path | None, progres
     tissue, bad = _open_tissue(settings.tissue, settings, seed)
     tissue.weights = settings.tissue_weights
     if settings.target is not None:
+        _refuse_same(settings.tissue, settings.target)
         target, bad_target = _open_tissue(settings.target, settings, seed)
         origin = f"{tissue.tiles.describe()}; never paired with the target"
         domains = Domains(tissue, target, origin, {"source": tissue.tiles.describe()}, bad)
@@ -179,6 +180,15 @@ def open_domains(settings: DataSettings, seed: int, folder: Path | None, progres
     if domains.skipped:
         domains.facts["skipped"] = f"{len(domains.skipped)} unreadable files, listed at the end"
     return domains
+
+
+def _refuse_same(tissue: list[str] | str, target: list[str] | str) -> None:
+    sources, targets = ([paths] if isinstance(paths, str) else paths for paths in (tissue, target))
+    for path in targets:
+        if Path(path).resolve() in [Path(other).resolve() for other in sources]:
+            raise InputError(
+                f"{path} is both in --data.tissue and in --data.target, expected two kinds of tissue; name another."
+            )
 
 
 def _open_masks(
