@@ -37,11 +37,12 @@ class _Preset(NamedTuple):
     candidates: int  # best anchors a level that non-maximum suppression sees in training
     proposals: int  # an image, left by it in training
     rois: int  # an image, that the losses of boxes and masks are taken at; at most a quarter of them show nuclei
+    tested: int  # proposals an image when nuclei are read, of which each costs about a millisecond of a CPU
 
 
 PRESETS = {
-    "paper": _Preset((32, 64, 128, 256, 512), 2000, 1000, 512),
-    "nuclei": _Preset((8, 16, 32, 64, 128), 200, 100, 32),
+    "paper": _Preset((32, 64, 128, 256, 512), 2000, 1000, 512, 1000),
+    "nuclei": _Preset((8, 16, 32, 64, 128), 200, 100, 32, 500),
 }
 
 
@@ -141,7 +142,10 @@ class MaskRCNNHead(nn.Module):
     def __init__(self, settings: MaskRCNNSettings, width: int) -> None:
         super().__init__()
         self.preset = preset = PRESETS[settings.preset]
-        limits = ({"training": preset.candidates, "testing": 1000}, {"training": preset.proposals, "testing": 1000})
+        limits = (
+            {"training": preset.candidates, "testing": preset.tested},
+            {"training": preset.proposals, "testing": preset.tested},
+        )
         anchors = AnchorGenerator(tuple((side,) for side in preset.anchors), (ASPECTS,) * len(STRIDES))
         self.rpn = RegionProposalNetwork(anchors, RPNHead(width, len(ASPECTS)), 0.7, 0.3, 256, 0.5, *limits, 0.7)
         self.rois = RoIHeads(
