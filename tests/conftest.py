@@ -6,12 +6,19 @@ import sys
 from pathlib import Path
 
 import pytest
+from accelerate.state import AcceleratorState
 
 from histo.phantom import PhantomTissue
 from histo.tiles.tables import write_folder
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def precision_of_its_own() -> None:
+    """Accelerate keeps the first precision of a Python process for all that follow, but for this."""
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="session")

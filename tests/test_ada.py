@@ -1,13 +1,11 @@
 """The probability of augmentation follows the discriminator's signs; both networks and R1 meet augmented tissue."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from histo.errors import InputError
@@ -17,14 +15,6 @@ from translate.ada import AdaptiveAugmentation, AdaSettings
 from translate.augmentation import augment, draw
 from translate.engine import Batch
 from translate.methods.unitpath import Method
-
-
-@pytest.fixture(autouse=True)
-def _precision_of_its_own() -> Iterator[None]:
-    """Accelerate keeps the first precision of a Python process for all that follow."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def logits(positive: int, negative: int) -> Tensor:

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
@@ -21,12 +20,6 @@ from translate.methods import cut, cyclegan
 from translate.networks.projections import draw_places
 from translate.networks.resnet import CUT_LAYERS
 from translate.stream import UnpairedCrops
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate() -> None:
-    """Accelerate's state as no other file's precision leaves it."""
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")

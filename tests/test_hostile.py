@@ -359,7 +359,9 @@ def plain_folder(tmp_path: Path) -> Path:
     folder = tmp_path / "tiles"
     (folder / "deep").mkdir(parents=True)
     for name in ("a.png", "deep/b.png"):
-        Image.new("L", (64, 64), 7).save(folder / name)
+        picture = Image.new("L", (64, 64), 7)
+        picture.paste(0, (0, 0, 64, 32))  # as a mask it has background
+        picture.save(folder / name)
     return folder
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from PIL import Image
 from torch import Tensor
 
@@ -46,7 +45,6 @@ def test_it_learns_the_colours_of_other_tissue(
     method: str, more: tuple[str, ...], left: float, two_stains: tuple[Path, Path], tmp_path: Path
 ) -> None:
     """48 steps leave this much of the distance of mean colours, and bring tissue nearer to its own other colours."""
-    AcceleratorState._reset_state(reset_partial_state=True)
     source, target = two_stains
     rates = ("--train.learning_rate", "2e-3", "--train.judge_learning_rate", "2e-3", "--train.ema_images", "20")
     length = ("--train.images", "96", "--train.batch_size", "2", "--train.precision", "fp32")

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from PIL import Image
 
 from histo import segmenters
@@ -80,10 +79,9 @@ CASES: dict[str, tuple[str, tuple[str, ...], set[str], list[str], list[str]]] = 
 
 @pytest.fixture(autouse=True)
 def small_replays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Buffers that swap within a few steps; and accelerate's state as another file's precision does not leave it."""
+    """Buffers that swap within a few steps."""
     for method in (cyclegan, unitpath):
         monkeypatch.setattr(method, "ReplayBuffer", lambda seed: ReplayBuffer(seed, capacity=6))
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="session")

@@ -15,12 +15,6 @@ from translate.engine import Translator
 from translate.train import main
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerate() -> None:
-    """Accelerate's state as no other file's precision leaves it."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 def state(run: Path, images: int) -> Checkpoint:
     return checkpoints.load(run / "checkpoints" / f"{images:012d}")
 

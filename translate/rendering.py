@@ -56,14 +56,15 @@ def open_run(path: Path, device: torch.device | str = "cpu") -> FinishedRun:
         raise InputError(f"{path} is no run folder: it has no {folder.config.name}; name one of translate/train.py.")
     if not any(folder.export.glob("*.safetensors")):
         raise InputError(f"{path} has no exports yet; let its training end, then score it.")
-    networks = open_networks(folder.export, torch.device(device))
-    if networks.generator is None:
+    if not (folder.export / "generator.safetensors").is_file():
         raise InputError(
             f"{path} learned the way back to its source alone, expected a run that draws tissue to be compared with "
             "real tissue; name another."
         )
     config = ["--config", str(folder.config)]
     recipe = read_settings(asked_kind(config), "translate/score.py", "", config).settings
+    networks = open_networks(folder.export, torch.device(device))
+    assert networks.generator is not None
     return FinishedRun(folder, recipe, networks.generator, networks.reader, networks.card)
 
 
