@@ -30,6 +30,14 @@ def tile_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def other_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six more phantom tiles, of other patients, to translate those of `tile_folder` into."""
+    folder = tmp_path_factory.mktemp("other-phantom-set")
+    write_folder(PhantomTissue(8, size=96, count=6), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def toy_arguments(tile_folder: Path) -> list[str]:
     """A training small enough for seconds: 40 steps of 4 tiles, networks of 0.5 M weights altogether."""
     settings = {

@@ -22,7 +22,9 @@ SNIPPETS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
-def test_command(command: str, toy_arguments: list[str], tile_folder: Path, toy_run: Path, tmp_path: Path) -> None:
+def test_command(
+    command: str, toy_arguments: list[str], tile_folder: Path, other_folder: Path, toy_run: Path, tmp_path: Path
+) -> None:
     """Programs come from this environment; a training gets the toy's settings after its own."""
     if command == "make demo" and os.environ.get("CI"):
         pytest.skip("the demo is a CI step of its own")
@@ -34,7 +36,7 @@ def test_command(command: str, toy_arguments: list[str], tile_folder: Path, toy_
     encoder = toy_run / "export" / "encoder.safetensors"
     places = {
         "path/to/tiles": tile_folder,
-        "path/to/others": tile_folder,
+        "path/to/others": other_folder,
         "path/to/shards": shards,
         "path/to/encoder.safetensors": encoder,
     }

@@ -320,11 +320,17 @@ SEGMENTED, WATERSHED = (
     ],
 )
 def test_runs_of_other_methods(
-    method: str, target: bool, scores: set[str], tile_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    method: str,
+    target: bool,
+    scores: set[str],
+    tile_folder: Path,
+    other_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """What a method has no network for is left out, with a word; tissue is compared with its own nuclei."""
     run = tmp_path / "run"
-    more = ["--data.target", str(tile_folder)] if target else []
+    more = ["--data.target", str(other_folder)] if target else []
     more += ["--train.images", "4", "--run.dir", str(run)]
     train(arguments(method, "--data.tissue", str(tile_folder), *more))
     capsys.readouterr()
