@@ -114,30 +114,36 @@ class TileSet:
 
     def require_mpp(self, purpose: str) -> None:
         """Raise an InputError unless the µm/px of every tile is known; `purpose` says what needs it."""
-        unknown = [entry for entry in self.entries if entry.mpp is None]
-        if unknown:
+        unknown = self.entries.facts("mpp").among(None)
+        if len(unknown):
+            first = self.entries[int(unknown[0])].path
             raise InputError(
-                f"{len(unknown)} of {len(self)} tiles have no known µm/px, first {unknown[0].path}, but {purpose} "
+                f"{len(unknown)} of {len(self)} tiles have no known µm/px, first {first}, but {purpose} "
                 "needs it; give --data.mpp, or fill the column mpp of tiles.csv."
             )
 
     def describe(self) -> str:
         """One line for people: tiles, patients, splits, µm/px and sources."""
-        patients = {(entry.source, entry.patient) for entry in self.entries if entry.patient is not None}
-        splits = Counter(entry.split or "none" for entry in self.entries)
-        known = [entry.mpp for entry in self.entries if entry.mpp is not None]
-        unknown = len(self) - len(known)
+        sources, patient = self.entries.facts("source"), self.entries.facts("patient")
+        known_patients = patient.among(*(name for name in patient.values if name is not None))
+        pairs = sources.codes[known_patients].astype(np.int64) * len(patient.values) + patient.codes[known_patients]
+        patients = len(np.unique(pairs))
+        splits: Counter[str] = Counter()
+        for name, number in self.entries.facts("split").counts().items():
+            splits[name or "none"] += number
+        mpp = self.entries.facts("mpp").counts()
+        unknown = mpp.pop(None, 0)
         facts = [_count(len(self), "tile")]
-        facts.append(_count(len(patients), "patient") if patients else "patients unknown")
+        facts.append(_count(patients, "patient") if patients else "patients unknown")
         if set(splits) != {"none"}:
             facts.append("splits " + ", ".join(f"{name} {number}" for name, number in sorted(splits.items())))
-        if known:
-            low, high = f"{min(known):.4g}", f"{max(known):.4g}"
+        if mpp:
+            low, high = f"{min(mpp):.4g}", f"{max(mpp):.4g}"
             gap = f" (unknown for {unknown})" if unknown else ""
             facts.append(f"{low if low == high else f'{low}–{high}'} µm/px{gap}")
         else:
             facts.append("µm/px unknown")
-        facts.append("from " + ", ".join(dict.fromkeys(entry.source for entry in self.entries)))
+        facts.append("from " + ", ".join(sources.counts()))
         if self.bad:
             facts.append(f"{len(self.bad)} skipped as unreadable")
         return " · ".join(facts)

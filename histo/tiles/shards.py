@@ -22,7 +22,7 @@ shards' SHA-256 too. Other shards are listed once at opening, and µm/px come fr
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, overload
@@ -35,7 +35,7 @@ from histo.images import decode_image
 from histo.links import stray_link
 from histo.masks import decode_instances
 from histo.tiles.archives import COMPRESSED, Member, members, read_member
-from histo.tiles.entries import Entries, Texts, TileEntry
+from histo.tiles.entries import Entries, Facts, Texts, TileEntry
 from histo.tiles.manifests import (
     COLUMNS,
     INCOMPLETE,
@@ -103,12 +103,14 @@ class Shard(Sequence[TileEntry]):
 
     def __init__(self, path: Path, source: str, columns: Mapping[str, Sequence[Any]]) -> None:
         self.path, self.source = path, source
-        self._texts = {name: Texts(columns[name]) for name in ("image", "mask", *TEXTS)}
-        self._places = np.array([columns["image_at"], columns["mask_at"]], dtype=np.int64).reshape(2, -1, 2)
-        self._mpp = np.array(columns["mpp"], dtype=np.float64)
+        self._texts = {name: Texts(columns[name]) for name in ("image", "mask", "key")}
+        places = np.array([columns["image_at"], columns["mask_at"]], dtype=np.int64).reshape(2, -1, 2)
+        self._places = places.astype(np.min_scalar_type(places.max(initial=0)))
+        self._facts = {name: Facts.of(text or None for text in columns[name]) for name in ("label", "patient", "split")}
+        self._facts["mpp"] = Facts.of(None if math.isnan(mpp) else float(mpp) for mpp in columns["mpp"])
 
     def __len__(self) -> int:
-        return len(self._mpp)
+        return self._places.shape[1]
 
     def read_image(self, index: int) -> NDArray[np.uint8]:
         """The image of one tile, uint8 [3, H, W], without making its entry."""
@@ -120,10 +122,9 @@ class Shard(Sequence[TileEntry]):
         """The archive and the member of one tile's image, as error sentences name them."""
         return str(self.path / self._texts["image"][index])
 
-    @property
-    def keys(self) -> Texts:
-        """Key of every tile, in order."""
-        return self._texts["key"]
+    def facts(self, name: str) -> Facts:
+        """One fact of every tile: source, patient, mpp, label or split."""
+        return Facts([self.source], np.zeros(len(self), dtype=np.uint8)) if name == "source" else self._facts[name]
 
     @overload
     def __getitem__(self, index: int) -> TileEntry: ...
@@ -135,18 +136,14 @@ class Shard(Sequence[TileEntry]):
         if isinstance(index, slice):
             return Entries([self])[index]
         position = range(len(self))[index]
-        image, mask, key, label, patient, split = (texts[position] for texts in self._texts.values())
+        image, mask, key = (texts[position] for texts in self._texts.values())
         (image_offset, image_size), (mask_offset, mask_size) = self._places[:, position].tolist()
-        mpp = float(self._mpp[position])
         return ShardEntry(
             path=self.path / image,
             key=key,
             source=self.source,
-            patient=patient or None,
-            mpp=None if math.isnan(mpp) else mpp,
-            label=label or None,
-            split=split or None,
             mask=self.path / mask if mask else None,
+            **{name: facts.values[facts.codes[position]] for name, facts in self._facts.items()},
             shard=self.path,
             image_at=(image_offset, image_size),
             mask_at=(mask_offset, mask_size),
@@ -194,17 +191,18 @@ def open_shards(path: Path, source: str, *, mpp: float | None) -> list[Shard]:
             raise InputError(f"{strange[0]} is not in {folder / MANIFEST}; move it to a folder of its own.")
         names = [path.name] if path.is_file() else list(known)
         listed = ((folder / name, read_index(folder, known[name])) for name in names)
-    shards = []
+    shards, hashes = [], []
     for archive in archives:
         if reason := stray_link(archive, folder):
             raise InputError(reason)
     for archive, columns in listed:
         if mpp is not None:
             columns["mpp"] = [mpp] * len(columns["mpp"])
+        hashes.append(np.fromiter(map(hash, columns["key"]), dtype=np.int64))
         shards.append(Shard(archive, source, columns))
     if not any(map(len, shards)):
         raise InputError(f"{path} holds no image, expected members ending in {', '.join(SUFFIXES)}; check the path.")
-    _refuse_repeats((key for shard in shards for key in shard.keys), path)
+    _refuse_repeats(np.concatenate(hashes), Entries(shards), path)
     return shards
 
 
@@ -319,9 +317,13 @@ def _refuse_images_beside(folder: Path, archive: Path) -> None:
                 )
 
 
-def _refuse_repeats(keys: Iterable[str], path: Path) -> None:
+def _refuse_repeats(hashes: NDArray[np.int64], entries: Entries, path: Path) -> None:
+    """Ten million keys would be a gigabyte of texts, so that only those are looked at whose hash comes twice."""
+    ordered = np.sort(hashes)
+    twice = ordered[1:][ordered[1:] == ordered[:-1]]
     seen: set[str] = set()
-    for key in keys:
+    for position in np.flatnonzero(np.isin(hashes, twice)).tolist():
+        key = entries[position].key
         if key in seen:
             raise InputError(f"{path} holds two tiles of the key {key!r}, expected each once; name one of them anew.")
         seen.add(key)
