@@ -108,9 +108,10 @@ class Facts:
     @classmethod
     def of(cls, facts: Iterable[Hashable]) -> "Facts":
         """Those in a list of what each entry says."""
-        numbers: dict[Hashable, int] = {}
-        codes = [numbers.setdefault(fact, len(numbers)) for fact in facts]
-        return cls(list(numbers), np.array(codes, dtype=np.min_scalar_type(len(numbers))))
+        facts = list(facts)
+        numbers = {value: number for number, value in enumerate(dict.fromkeys(facts))}
+        codes = np.fromiter(map(numbers.__getitem__, facts), dtype=np.min_scalar_type(len(numbers)))
+        return cls(list(numbers), codes)
 
     @classmethod
     def joined(cls, parts: Sequence["Facts"]) -> "Facts":

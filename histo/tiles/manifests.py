@@ -89,7 +89,7 @@ def read_index(folder: Path, shard: Mapping[str, Any]) -> dict[str, list[Any]]:
                 f"{path} places {columns[names][wrong]!r} at {columns[places][wrong]}, outside the {size} bytes of its "
                 "archive; pack it again."
             )
-    columns["mpp"] = [math.nan if value is None else value for value in columns["mpp"]]
+    columns["mpp"] = [math.nan if value is None else float(value) for value in columns["mpp"]]
     return columns
 
 
@@ -121,7 +121,7 @@ def _are_places(column: list[Any]) -> bool:
 
 
 def _are_mpp(column: list[Any]) -> bool:
-    return all(value is None or is_mpp(value) for value in column)
+    return set(map(type, column)) <= {int, float, type(None)} and all(map(is_mpp, set(column) - {None}))
 
 
 _VALUES: dict[str, Callable[[list[Any]], bool]] = {

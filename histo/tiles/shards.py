@@ -106,8 +106,11 @@ class Shard(Sequence[TileEntry]):
         self._texts = {name: Texts(columns[name]) for name in ("image", "mask", "key")}
         places = np.array([columns["image_at"], columns["mask_at"]], dtype=np.int64).reshape(2, -1, 2)
         self._places = places.astype(np.min_scalar_type(places.max(initial=0)))
-        self._facts = {name: Facts.of(text or None for text in columns[name]) for name in ("label", "patient", "split")}
-        self._facts["mpp"] = Facts.of(None if math.isnan(mpp) else float(mpp) for mpp in columns["mpp"])
+        self._facts = {}
+        for name in ("label", "patient", "split", "mpp"):
+            facts = Facts.of(columns[name])
+            values = [None if value == "" or value != value else value for value in facts.values]
+            self._facts[name] = Facts(values, facts.codes)
 
     def __len__(self) -> int:
         return self._places.shape[1]
@@ -197,7 +200,7 @@ def open_shards(path: Path, source: str, *, mpp: float | None) -> list[Shard]:
             raise InputError(reason)
     for archive, columns in listed:
         if mpp is not None:
-            columns["mpp"] = [mpp] * len(columns["mpp"])
+            columns["mpp"] = [float(mpp)] * len(columns["mpp"])
         hashes.append(np.fromiter(map(hash, columns["key"]), dtype=np.int64))
         shards.append(Shard(archive, source, columns))
     if not any(map(len, shards)):
