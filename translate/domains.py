@@ -19,6 +19,7 @@ from histo.phantom import PhantomTissue
 from histo.randomness import draws
 from histo.tiles import Tile, TileCache, Tiles, TileSet, open_tiles
 from histo.tiles.entries import Entries
+from histo.tiles.remote import place
 from histo.tiles.shards import is_shards
 from histo.watershed import segment
 
@@ -31,7 +32,8 @@ class DataSettings:
     """Where tissue and masks come from, and the tiles cut from them."""
 
     tissue: list[str] | str = "phantom"
-    """folder of tiles or of shards, several as [a, b], or phantom: procedural tissue made on the fly"""
+    """folder of tiles or of shards, or URL of packed shards; several as [a, b]; phantom: procedural tissue made on the
+    fly"""
     target: list[str] | str | None = None
     """folder of tiles or of shards: translate the tissue into tissue like this instead of to and from masks"""
     tissue_weights: list[float] | None = None
@@ -210,7 +212,7 @@ def _open_masks(
     if settings.masks == "layout":
         origin = "layouts drawn from data.layout without any tissue; all tissue tiles are shown, and no pair exists"
         return _layouts(settings, seed, tiles), origin, []
-    if (Path(settings.masks) / "tiles.csv").is_file() or is_shards(Path(settings.masks)):
+    if (Path(settings.masks) / "tiles.csv").is_file() or is_shards(place(settings.masks)):
         labelled, bad = _labelled(settings)
         images = {entry.path.resolve() for entry in tiles.entries} if isinstance(tiles, TileSet) else set()
         origin = f"{len(labelled)} instance maps of the tiles of {settings.masks}"

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from histo.errors import InputError
 from histo.tiles.entries import Entries, Tile, TileEntry, of_split
+from histo.tiles.remote import Url, place
 from histo.tiles.shards import is_shards, open_shards, packed_source
 from histo.tiles.tables import SUFFIXES, open_folder
 
@@ -160,9 +161,10 @@ def open_tiles(
     """Open one set of tiles, or several, one after the other.
 
     Args:
-        path: a folder of images, with or without `tiles.csv`, a folder of shards, one `.tar`, or a sequence of these.
-            A tile's `source` is the name of its folder (for packed shards, of the folder that was packed), with as
-            many parents as it takes to tell the sets apart.
+        path: a folder of images, with or without `tiles.csv`, a folder of shards, one `.tar`, the URL of a folder of
+            packed shards (see `histo.tiles.remote`), or a sequence of these. A tile's `source` is the name of its
+            folder (for packed shards, of the folder that was packed), with as many parents as it takes to tell the
+            sets apart.
         mpp: µm/px of every tile. It goes before the column mpp, and that before what the image file states.
         split: keep only the tiles of this split.
         on_bad: "error" raises where a damaged file is reached; "skip" decodes every file once now, leaves the damaged
@@ -180,7 +182,7 @@ def open_tiles(
         raise InputError(f"mpp is {mpp}, expected µm/px above 0, such as 0.25; correct --data.mpp.")
     if not cache_mb >= 0:
         raise InputError(f"cache_mb is {cache_mb}, expected megabytes of 0 or more; give 0 for no cache.")
-    folders = [Path(path)] if isinstance(path, str | Path) else [Path(folder) for folder in path]
+    folders = [place(folder) for folder in ([path] if isinstance(path, str | Path) else path)]
     _check_folders(folders)
     parts: list[Sequence[TileEntry]] = []
     bad: list[tuple[Path, str]] = []
@@ -203,6 +205,8 @@ def _check_folders(folders: Sequence[Path]) -> None:
     if not folders:
         raise InputError("no folder of tiles was given, expected at least one; give --data.path.")
     for folder in folders:
+        if isinstance(folder, Url):
+            continue
         if folder.is_file() and not is_shards(folder):
             raise InputError(f"{folder} is a file, expected a folder of tiles; give the folder that holds it.")
         if not folder.exists():

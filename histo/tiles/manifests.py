@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from histo.errors import InputError
-from histo.tiles.archives import BLOCK, MAX_MEMBER
+from histo.tiles.archives import BLOCK, MAX_MEMBER, read_range
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -30,7 +30,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     path = folder / MANIFEST
     if not path.is_file():
         return None
-    manifest = _json(path)
+    manifest = _json(_bytes(path), path)
     if not isinstance(manifest, dict) or "nucleate" not in manifest:
         return None
     if manifest.get("format") != FORMAT:
@@ -61,20 +61,29 @@ def read_index(folder: Path, shard: Mapping[str, Any]) -> dict[str, list[Any]]:
     """The columns of `Shard` from the index beside an archive that the manifest describes.
 
     Raises:
-        InputError: the archive or its index is missing, is not the one the manifest describes, or the index is no
-            list of places in the archive.
+        InputError: the archive or its index is missing, and as `columns_of`.
     """
     archive = folder / shard["name"]
     path = index_path(archive)
     for file in (archive, path):
         if not file.is_file():
             raise InputError(f"{file} is missing, which {folder / MANIFEST} names; copy it again.")
-    size = archive.stat().st_size
+    return columns_of(_bytes(path), archive, archive.stat().st_size, shard)
+
+
+def columns_of(data: bytes, archive: Path, size: int, shard: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The columns of `Shard` from the bytes of an index and the size of its archive.
+
+    Raises:
+        InputError: the archive or its index is not the one the manifest describes, or the index is no list of places
+            in the archive.
+    """
+    path, manifest = index_path(archive), archive.with_name(MANIFEST)
     if size != shard["bytes"]:
         raise InputError(f"{archive} has {size} bytes, expected {shard['bytes']} by its manifest; copy it again.")
-    if hashlib.sha256(path.read_bytes()).hexdigest() != shard["index_sha256"]:
-        raise InputError(f"{path} is not the index that {folder / MANIFEST} describes; copy it again.")
-    columns = _json(path)
+    if hashlib.sha256(data).hexdigest() != shard["index_sha256"]:
+        raise InputError(f"{path} is not the index that {manifest} describes; copy it again.")
+    columns = _json(data, path)
     for name, are_valid in _VALUES.items():
         column = columns.get(name) if isinstance(columns, dict) else None
         if not isinstance(column, list) or len(column) != shard["tiles"] or not are_valid(column):
@@ -131,14 +140,18 @@ _VALUES: dict[str, Callable[[list[Any]], bool]] = {
 }
 
 
-def _json(path: Path) -> Any:
+def _bytes(path: Path) -> bytes:
     try:
-        if path.stat().st_size > MAX_MEMBER:
-            raise InputError(f"{path} has more than {MAX_MEMBER} bytes; pack into smaller shards.")
-        return json.loads(path.read_text(encoding="utf-8"))
+        data = read_range(path, 0, MAX_MEMBER + 1)
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); check its permissions.") from error
+    if len(data) > MAX_MEMBER:
+        raise InputError(f"{path} has more than {MAX_MEMBER} bytes; pack into smaller shards.")
+    return data
+
+
+def _json(data: bytes, path: Path) -> Any:
+    try:
+        return json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"{path} is damaged ({error}); copy or pack it again.") from error

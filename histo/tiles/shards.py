@@ -34,18 +34,21 @@ from histo.errors import InputError
 from histo.images import decode_image
 from histo.links import stray_link
 from histo.masks import decode_instances
-from histo.tiles.archives import COMPRESSED, Member, members, read_member
+from histo.tiles.archives import COMPRESSED, MAX_MEMBER, Member, members, read_member
 from histo.tiles.entries import Entries, Facts, Texts, TileEntry
 from histo.tiles.manifests import (
     COLUMNS,
     INCOMPLETE,
     MANIFEST,
     TEXTS,
+    columns_of,
+    index_path,
     is_mpp,
     is_unicode,
     read_index,
     read_manifest,
 )
+from histo.tiles.remote import AT_ONCE, Url
 from histo.tiles.tables import MASK_FOLDERS, SUFFIXES
 
 MAX_FACTS = 2**20  # bytes of one .json or .cls
@@ -154,7 +157,9 @@ class Shard(Sequence[TileEntry]):
 
 
 def is_shards(path: Path) -> bool:
-    """Whether the path is one archive, or a folder of archives without a `tiles.csv`."""
+    """Whether the path is one archive, a folder of archives without a `tiles.csv`, or a URL."""
+    if isinstance(path, Url):
+        return True  # what else is read from there
     if path.is_file():
         return path.name.endswith((".tar", *COMPRESSED))
     return path.is_dir() and not (path / "tiles.csv").exists() and bool(_archives(path) or _is_incomplete(path))
@@ -170,7 +175,7 @@ def open_shards(path: Path, source: str, *, mpp: float | None) -> list[Shard]:
     """One archive, or those of a folder by their names.
 
     Args:
-        path: as `is_shards` takes it.
+        path: as `is_shards` takes it; a URL is that of a packed folder.
         source: the source their tiles name.
         mpp: µm/px of every tile, before what the shards say.
 
@@ -178,27 +183,8 @@ def open_shards(path: Path, source: str, *, mpp: float | None) -> list[Shard]:
         InputError: an archive that `histo.tiles.archives` refuses, members that are no tiles, facts of another form, or
             shards that their manifest does not describe.
     """
-    folder = path.parent if path.is_file() else path
-    archives = [path] if path.is_file() else _archives(path)
-    if _is_incomplete(folder):
-        raise InputError(f"{folder} was not packed to its end; run the same `nucleate pack` again.")
-    if path.is_dir():
-        _refuse_images_beside(folder, archives[0])
-    manifest = read_manifest(folder)
-    listed: Iterator[tuple[Path, dict[str, list[Any]]]]  # one by one, since its lists take far more than columns
-    if manifest is None:
-        listed = ((archive, scan(archive, folder)) for archive in archives)
-    else:
-        known = {shard["name"]: shard for shard in manifest["shards"]}
-        if strange := [archive for archive in archives if archive.name not in known]:
-            raise InputError(f"{strange[0]} is not in {folder / MANIFEST}; move it to a folder of its own.")
-        names = [path.name] if path.is_file() else list(known)
-        listed = ((folder / name, read_index(folder, known[name])) for name in names)
     shards, hashes = [], []
-    for archive in archives:
-        if reason := stray_link(archive, folder):
-            raise InputError(reason)
-    for archive, columns in listed:
+    for archive, columns in _remote(path) if isinstance(path, Url) else _local(path):
         if mpp is not None:
             columns["mpp"] = [float(mpp)] * len(columns["mpp"])
         hashes.append(np.fromiter(map(hash, columns["key"]), dtype=np.int64))
@@ -207,6 +193,44 @@ def open_shards(path: Path, source: str, *, mpp: float | None) -> list[Shard]:
         raise InputError(f"{path} holds no image, expected members ending in {', '.join(SUFFIXES)}; check the path.")
     _refuse_repeats(np.concatenate(hashes), Entries(shards), path)
     return shards
+
+
+def _local(path: Path) -> Iterator[tuple[Path, dict[str, list[Any]]]]:
+    """Archives and their columns, one by one, since its lists take far more than columns."""
+    folder = path.parent if path.is_file() else path
+    archives = [path] if path.is_file() else _archives(path)
+    if _is_incomplete(folder):
+        raise InputError(f"{folder} was not packed to its end; run the same `nucleate pack` again.")
+    if path.is_dir():
+        _refuse_images_beside(folder, archives[0])
+    for archive in archives:
+        if reason := stray_link(archive, folder):
+            raise InputError(reason)
+    manifest = read_manifest(folder)
+    if manifest is None:
+        yield from ((archive, scan(archive, folder)) for archive in archives)
+        return
+    known = {shard["name"]: shard for shard in manifest["shards"]}
+    if strange := [archive for archive in archives if archive.name not in known]:
+        raise InputError(f"{strange[0]} is not in {folder / MANIFEST}; move it to a folder of its own.")
+    for name in [path.name] if path.is_file() else known:
+        yield folder / name, read_index(folder, known[name])
+
+
+def _remote(folder: Url) -> Iterator[tuple[Path, dict[str, list[Any]]]]:
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise InputError(
+            f"{folder} has no {MANIFEST} of `nucleate pack`, expected the URL of a folder of packed shards; copy all "
+            "that it wrote there."
+        )
+    for first in range(0, len(manifest["shards"]), AT_ONCE):
+        part = manifest["shards"][first : first + AT_ONCE]
+        archives = [folder / shard["name"] for shard in part]
+        sizes = folder.sizes([archive.name for archive in archives])
+        indices = folder.contents([index_path(archive).name for archive in archives], MAX_MEMBER)
+        for archive, data, size, shard in zip(archives, indices, sizes, part, strict=True):
+            yield archive, columns_of(data, archive, size, shard)
 
 
 def scan(archive: Path, folder: Path) -> dict[str, list[Any]]:
