@@ -436,7 +436,7 @@ def test_a_bomb_of_100_megapixels(tmp_path: Path) -> None:
     path = tar(tmp_path / "x.tar", ("a.png", picture()), ("b.png", bomb), ("c.png", picture()))
     tiles = open_tiles(path)
     for read in (tiles.image, tiles.__getitem__):
-        with pytest.raises(InputError, match=r"x\.tar/b\.png is 10000 x 10000 pixels, .*80"):
+        with pytest.raises(InputError, match=r"x\.tar/b\.png has 10000 x 10000 pixels, expected at most 80,000,000"):
             read(1)
     skipped = open_tiles(path, on_bad="skip")
     assert ([entry.key for entry in skipped.entries], len(skipped.bad)) == (["x.tar/a.png", "x.tar/c.png"], 1)
