@@ -105,7 +105,7 @@ def test_what_is_missing_or_differs(store: MemoryFileSystem) -> None:
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("file:///tmp/x", "on this machine, expected a path"),
+        ("file:///tiles/x", "on this machine, expected a path"),
         ("nonsense://bucket/x", r"nonsense://bucket/x cannot be read \(ValueError: .*nonsense"),
         ("memory://nowhere", "has no manifest"),
     ],
@@ -129,4 +129,4 @@ def test_urls_are_paths(text: str) -> None:
     assert str(url / "x.tar") == f"{text}/x.tar"
     assert str((url / "x.tar").with_suffix(".index.json")) == f"{text}/x.index.json"
     assert url.resolve() == copy.deepcopy(url) == url != place("s3://other")
-    assert not isinstance(place("/tmp/a"), Url)
+    assert not isinstance(place("/tiles/a"), Url)

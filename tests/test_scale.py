@@ -2,6 +2,7 @@
 
 import itertools
 import pickle
+import tarfile
 from collections import Counter
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from histo import sampling
+from histo.errors import InputError
 from histo.randomness import draws
 from histo.sampling import Order
 from histo.tiles import TileSet, open_tiles
@@ -223,3 +225,21 @@ def test_a_million_entries_take_a_hundred_bytes_each(tmp_path: Path) -> None:
         },
     )
     assert len(pickle.dumps(TileSet(shard))) < 110 * count
+
+
+@pytest.mark.filterwarnings("ignore:Image size")
+def test_a_bomb_of_100_megapixels_among_tiles(tmp_path: Path) -> None:
+    """A small file that would be 300 MB of pixels is refused by archive and name; its neighbours are read."""
+    for name, side in (("a", 8), ("b", 10_000), ("c", 8)):
+        Image.new("1", (side, side)).save(tmp_path / f"{name}.png")
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        for name in "abc":
+            archive.add(tmp_path / f"{name}.png", f"{name}.png")
+    assert (tmp_path / "b.png").stat().st_size < 100_000
+    tiles = open_tiles(tmp_path / "x.tar")
+    for read in (tiles.image, tiles.__getitem__):
+        with pytest.raises(InputError, match=r"x\.tar/b\.png has 10000 x 10000 pixels, expected at most 80,000,000"):
+            read(1)
+    skipped = open_tiles(tmp_path / "x.tar", on_bad="skip")
+    assert [entry.key for entry in skipped.entries] == ["x.tar/a.png", "x.tar/c.png"]
+    assert len(skipped.bad) == 1

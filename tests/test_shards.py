@@ -427,21 +427,6 @@ def test_limits_on_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
             open_tiles(path)
 
 
-def test_a_bomb_of_100_megapixels(tmp_path: Path) -> None:
-    """A small file that would be 300 MB of pixels; its neighbours are read all the same."""
-    with io.BytesIO() as file:
-        Image.new("1", (10_000, 10_000)).save(file, "PNG")
-        bomb = file.getvalue()
-    assert len(bomb) < 100_000
-    path = tar(tmp_path / "x.tar", ("a.png", picture()), ("b.png", bomb), ("c.png", picture()))
-    tiles = open_tiles(path)
-    for read in (tiles.image, tiles.__getitem__):
-        with pytest.raises(InputError, match=r"x\.tar/b\.png has 10000 x 10000 pixels, expected at most 80,000,000"):
-            read(1)
-    skipped = open_tiles(path, on_bad="skip")
-    assert ([entry.key for entry in skipped.entries], len(skipped.bad)) == (["x.tar/a.png", "x.tar/c.png"], 1)
-
-
 def test_sizes_past_the_end(tmp_path: Path) -> None:
     path = tar(tmp_path / "x.tar", ("a.png", picture()))
     whole = path.read_bytes()
