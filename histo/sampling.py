@@ -36,20 +36,30 @@ class Order:
         self.seed, self.stream, self.sizes = seed, stream, list(sizes)
         self.starts = np.cumsum([0, *self.sizes[:-1]]).tolist()
         self.turns = _turns(weights, len(self.sizes))
+        # Of each source its last epoch alone: of ten million tiles an epoch's order takes 40 MB in every worker.
+        self._epochs: dict[int, tuple[int, NDArray[np.signedinteger]]] = {}
 
     def __call__(self, index: int) -> int:
         """The position shown at a global image index, 0 or more."""
+        source, shown = self._turn(index) if len(self.sizes) > 1 else (0, index)
+        epoch, place = divmod(shown, self.sizes[source])
+        return self.starts[source] + int(self._epoch(source, epoch)[place])
+
+    def _turn(self, index: int) -> tuple[int, int]:
+        """Whose turn it is, and how often that source has been shown before."""
         block, place = divmod(index, sum(self.turns))
         pattern = _pattern(self.seed, self.stream, block, self.turns)
         source = int(pattern[place])
-        shown = block * self.turns[source] + int(np.count_nonzero(pattern[:place] == source))
-        epoch, place = divmod(shown, self.sizes[source])
-        return self.starts[source] + int(_epoch(self.seed, f"{self.stream} {source}", epoch, self.sizes[source])[place])
+        return source, block * self.turns[source] + int(np.count_nonzero(pattern[:place] == source))
 
-
-@lru_cache(maxsize=64)
-def _epoch(seed: int, stream: str, epoch: int, size: int) -> NDArray[np.int64]:
-    return draws(seed, stream, epoch).permutation(size)
+    def _epoch(self, source: int, epoch: int) -> NDArray[np.signedinteger]:
+        """The order of a source's tiles in one of its epochs."""
+        last, order = self._epochs.get(source, (None, None))
+        if order is None or last != epoch:
+            order = draws(self.seed, f"{self.stream} {source}", epoch).permutation(self.sizes[source])
+            order = order.astype(np.int32 if self.sizes[source] < 2**31 else np.int64)
+            self._epochs[source] = epoch, order
+        return order
 
 
 @lru_cache(maxsize=64)

@@ -3,7 +3,6 @@
 Where they come from, and that no pair is among them.
 """
 
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -20,6 +19,7 @@ from histo.phantom import PhantomTissue
 from histo.randomness import draws
 from histo.tiles import Tile, TileCache, Tiles, TileSet, open_tiles
 from histo.tiles.entries import Entries
+from histo.tiles.remote import place
 from histo.tiles.shards import is_shards
 from histo.watershed import segment
 
@@ -32,7 +32,8 @@ class DataSettings:
     """Where tissue and masks come from, and the tiles cut from them."""
 
     tissue: list[str] | str = "phantom"
-    """folder of tiles or of shards, several as [a, b], or phantom: procedural tissue made on the fly"""
+    """folder of tiles or of shards, or URL of packed shards; several as [a, b]; phantom: procedural tissue made on the
+    fly"""
     target: list[str] | str | None = None
     """folder of tiles or of shards: translate the tissue into tissue like this instead of to and from masks"""
     tissue_weights: list[float] | None = None
@@ -211,7 +212,7 @@ def _open_masks(
     if settings.masks == "layout":
         origin = "layouts drawn from data.layout without any tissue; all tissue tiles are shown, and no pair exists"
         return _layouts(settings, seed, tiles), origin, []
-    if (Path(settings.masks) / "tiles.csv").is_file() or is_shards(Path(settings.masks)):
+    if (Path(settings.masks) / "tiles.csv").is_file() or is_shards(place(settings.masks)):
         labelled, bad = _labelled(settings)
         images = {entry.path.resolve() for entry in tiles.entries} if isinstance(tiles, TileSet) else set()
         origin = f"{len(labelled)} instance maps of the tiles of {settings.masks}"
@@ -241,11 +242,11 @@ def _open_tissue(paths: list[str] | str, settings: DataSettings, seed: int) -> t
         tiles: Tiles = _phantom(settings, seed, "train")
         return Domain(tiles, np.arange(len(tiles)), [len(tiles)], _phantom(settings, seed, "test")), []
     everything = open_tiles(paths, mpp=settings.mpp, on_bad=settings.on_bad, cache_mb=settings.cache_mb)
-    splits = [entry.split for entry in everything.entries]
-    learned = everything.entries.take([k for k, split in enumerate(splits) if split in (settings.split, None)])
-    apart = everything.entries.take([k for k, split in enumerate(splits) if split == settings.holdout])
+    splits = everything.entries.facts("split")
+    learned = everything.entries.take(splits.among(settings.split, None))
+    apart = everything.entries.take(splits.among(settings.holdout))
     if not learned:
-        present = ", ".join(sorted({str(split) for split in splits}))
+        present = ", ".join(sorted(map(str, splits.counts())))
         raise InputError(f"No tissue tile is of --data.split {settings.split!r}; {paths} has {present}.")
     tiles, holdout = (TileSet(part, cache_mb=settings.cache_mb) for part in (learned, apart))
     shown = np.arange(len(tiles))
@@ -262,7 +263,8 @@ def _layouts(settings: DataSettings, seed: int, tissue: Tiles) -> Layouts:
     """Layouts of the tissue's µm/px; where tiles have several, layouts have them in the same shares."""
     if isinstance(tissue, TileSet):
         tissue.require_mpp("the layout prior")
-        mpp = [entry.mpp for entry in tissue.entries if entry.mpp is not None]
+        known = tissue.entries.facts("mpp")
+        mpp = np.array(known.values, dtype=np.float64)[known.codes].tolist()
     else:
         mpp = [settings.mpp or PHANTOM_MPP]
     return Layouts(settings.layout, seed, size=settings.tile_size, mpp=mpp, count=LAYOUTS)
@@ -272,7 +274,7 @@ def _sizes(tissue: Tiles, shown: NDArray[np.int64]) -> list[int]:
     """How many of the tiles shown each source has, in the order of the sources."""
     if not isinstance(tissue, TileSet):
         return [len(shown)]
-    return list(Counter(tissue.entries[position].source for position in shown).values())
+    return list(tissue.entries.take(shown).facts("source").counts().values())
 
 
 def _apart(donors: NDArray[np.int64], others: NDArray[np.int64]) -> str:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from histo.errors import InputError
 from histo.tiles.entries import Entries, Tile, TileEntry, of_split
+from histo.tiles.remote import Url, place
 from histo.tiles.shards import is_shards, open_shards, packed_source
 from histo.tiles.tables import SUFFIXES, open_folder
 
@@ -114,30 +115,36 @@ class TileSet:
 
     def require_mpp(self, purpose: str) -> None:
         """Raise an InputError unless the µm/px of every tile is known; `purpose` says what needs it."""
-        unknown = [entry for entry in self.entries if entry.mpp is None]
-        if unknown:
+        unknown = self.entries.facts("mpp").among(None)
+        if len(unknown):
+            first = self.entries[int(unknown[0])].path
             raise InputError(
-                f"{len(unknown)} of {len(self)} tiles have no known µm/px, first {unknown[0].path}, but {purpose} "
+                f"{len(unknown)} of {len(self)} tiles have no known µm/px, first {first}, but {purpose} "
                 "needs it; give --data.mpp, or fill the column mpp of tiles.csv."
             )
 
     def describe(self) -> str:
         """One line for people: tiles, patients, splits, µm/px and sources."""
-        patients = {(entry.source, entry.patient) for entry in self.entries if entry.patient is not None}
-        splits = Counter(entry.split or "none" for entry in self.entries)
-        known = [entry.mpp for entry in self.entries if entry.mpp is not None]
-        unknown = len(self) - len(known)
+        sources, patient = self.entries.facts("source"), self.entries.facts("patient")
+        known_patients = patient.among(*(name for name in patient.values if name is not None))
+        pairs = sources.codes[known_patients].astype(np.int64) * len(patient.values) + patient.codes[known_patients]
+        patients = len(np.unique(pairs))
+        splits: Counter[str] = Counter()
+        for name, number in self.entries.facts("split").counts().items():
+            splits[name or "none"] += number
+        mpp = self.entries.facts("mpp").counts()
+        unknown = mpp.pop(None, 0)
         facts = [_count(len(self), "tile")]
-        facts.append(_count(len(patients), "patient") if patients else "patients unknown")
+        facts.append(_count(patients, "patient") if patients else "patients unknown")
         if set(splits) != {"none"}:
             facts.append("splits " + ", ".join(f"{name} {number}" for name, number in sorted(splits.items())))
-        if known:
-            low, high = f"{min(known):.4g}", f"{max(known):.4g}"
+        if mpp:
+            low, high = f"{min(mpp):.4g}", f"{max(mpp):.4g}"
             gap = f" (unknown for {unknown})" if unknown else ""
             facts.append(f"{low if low == high else f'{low}–{high}'} µm/px{gap}")
         else:
             facts.append("µm/px unknown")
-        facts.append("from " + ", ".join(dict.fromkeys(entry.source for entry in self.entries)))
+        facts.append("from " + ", ".join(sources.counts()))
         if self.bad:
             facts.append(f"{len(self.bad)} skipped as unreadable")
         return " · ".join(facts)
@@ -154,9 +161,10 @@ def open_tiles(
     """Open one set of tiles, or several, one after the other.
 
     Args:
-        path: a folder of images, with or without `tiles.csv`, a folder of shards, one `.tar`, or a sequence of these.
-            A tile's `source` is the name of its folder (for packed shards, of the folder that was packed), with as
-            many parents as it takes to tell the sets apart.
+        path: a folder of images, with or without `tiles.csv`, a folder of shards, one `.tar`, the URL of a folder of
+            packed shards (see `histo.tiles.remote`), or a sequence of these. A tile's `source` is the name of its
+            folder (for packed shards, of the folder that was packed), with as many parents as it takes to tell the
+            sets apart.
         mpp: µm/px of every tile. It goes before the column mpp, and that before what the image file states.
         split: keep only the tiles of this split.
         on_bad: "error" raises where a damaged file is reached; "skip" decodes every file once now, leaves the damaged
@@ -174,7 +182,7 @@ def open_tiles(
         raise InputError(f"mpp is {mpp}, expected µm/px above 0, such as 0.25; correct --data.mpp.")
     if not cache_mb >= 0:
         raise InputError(f"cache_mb is {cache_mb}, expected megabytes of 0 or more; give 0 for no cache.")
-    folders = [Path(path)] if isinstance(path, str | Path) else [Path(folder) for folder in path]
+    folders = [place(folder) for folder in ([path] if isinstance(path, str | Path) else path)]
     _check_folders(folders)
     parts: list[Sequence[TileEntry]] = []
     bad: list[tuple[Path, str]] = []
@@ -197,6 +205,8 @@ def _check_folders(folders: Sequence[Path]) -> None:
     if not folders:
         raise InputError("no folder of tiles was given, expected at least one; give --data.path.")
     for folder in folders:
+        if isinstance(folder, Url):
+            continue
         if folder.is_file() and not is_shards(folder):
             raise InputError(f"{folder} is a file, expected a folder of tiles; give the folder that holds it.")
         if not folder.exists():

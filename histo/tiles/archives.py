@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import BinaryIO, NamedTuple
 
 from histo.errors import InputError
+from histo.tiles.remote import Url
 
 MAX_MEMBER = 512 * 2**20  # more than the largest image that `histo.images` decodes, uncompressed with 16 bits
 MAX_HEADER = 2**20
@@ -65,14 +66,26 @@ def read_member(path: Path, offset: int, size: int, name: object) -> bytes:
         InputError: the archive is gone, cannot be read, or ends earlier.
     """
     try:
-        with path.open("rb", buffering=0) as file:
-            file.seek(offset)
-            data = file.read(size)
+        data = read_range(path, offset, size)
     except OSError as error:
         raise InputError(f"{name} cannot be read ({error.strerror}); check that {path} is still there.") from error
     if len(data) != size:
         raise InputError(f"{name} has {len(data)} bytes, expected {size}: {path} was cut off; copy or pack it again.")
     return data
+
+
+def read_range(path: Path, offset: int, size: int) -> bytes:
+    """The `size` bytes at `offset` of a file or of a URL's object, fewer where it ends earlier.
+
+    Raises:
+        OSError: the file cannot be read.
+        InputError: the URL cannot.
+    """
+    if isinstance(path, Url):
+        return path.read_range(offset, offset + size)
+    with path.open("rb", buffering=0) as file:
+        file.seek(offset)
+        return file.read(size)
 
 
 def _members(file: BinaryIO, path: Path) -> Iterator[Member]:

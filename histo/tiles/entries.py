@@ -3,10 +3,10 @@
 import bisect
 import itertools
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, overload, runtime_checkable
+from typing import Any, Protocol, overload, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -93,6 +93,55 @@ class TileEntry:
         return self.mask.read_bytes()
 
 
+@dataclass(frozen=True)
+class Facts:
+    """One fact of many entries, in a byte or a few of each: what is asked of all tiles is asked of the few values.
+
+    Attributes:
+        values: the different values.
+        codes: unsigned [N], for each entry the position of its own among the values.
+    """
+
+    values: list[Any]
+    codes: NDArray[np.unsignedinteger]
+
+    @classmethod
+    def of(cls, facts: Iterable[Hashable]) -> "Facts":
+        """Those in a list of what each entry says."""
+        facts = list(facts)
+        numbers = {value: number for number, value in enumerate(dict.fromkeys(facts))}
+        codes = np.fromiter(map(numbers.__getitem__, facts), dtype=np.min_scalar_type(len(numbers)))
+        return cls(list(numbers), codes)
+
+    @classmethod
+    def joined(cls, parts: Sequence["Facts"]) -> "Facts":
+        """Those of parts laid end to end."""
+        numbers: dict[Hashable, int] = {}
+        own = [[numbers.setdefault(value, len(numbers)) for value in part.values] for part in parts]
+        kind = np.min_scalar_type(len(numbers))
+        codes = [np.array(new, dtype=kind)[part.codes] for new, part in zip(own, parts, strict=True)]
+        return cls(list(numbers), np.concatenate([np.empty(0, dtype=kind), *codes]))
+
+    def counts(self) -> dict[Any, int]:
+        """How many entries have each value, in the order in which the values first come; none has 0."""
+        found, first, numbers = np.unique(self.codes, return_index=True, return_counts=True)
+        return {self.values[found[k]]: int(numbers[k]) for k in np.argsort(first)}
+
+    def among(self, *wanted: object) -> NDArray[np.int64]:
+        """Positions of the entries that have one of these values, int [n], ascending."""
+        chosen = np.array([value in wanted for value in self.values], dtype=bool)
+        return np.flatnonzero(chosen[self.codes])
+
+
+@runtime_checkable
+class Columns(Protocol):
+    """Entries that can say one fact of all of them, which costs far less than making each."""
+
+    def facts(self, name: str) -> Facts:
+        """The facts by the name of a field of `TileEntry`: source, patient, mpp, label or split."""
+        ...
+
+
 @runtime_checkable
 class Images(Protocol):
     """Entries that can read an image by its position, which costs less than making the entry first."""
@@ -113,8 +162,9 @@ class Entries(Sequence[TileEntry]):
     def __init__(self, parts: Iterable[Sequence[TileEntry]], positions: ArrayLike | None = None) -> None:
         self._parts = tuple(parts)
         self._ends = list(itertools.accumulate(map(len, self._parts)))
-        everything = range(self._ends[-1] if self._ends else 0)
-        self._positions = np.asarray(everything if positions is None else positions, dtype=np.int64)
+        self._positions: range | NDArray[np.int64] = range(self._ends[-1] if self._ends else 0)
+        if positions is not None:
+            self._positions = np.asarray(positions, dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self._positions)
@@ -141,7 +191,20 @@ class Entries(Sequence[TileEntry]):
 
     def take(self, positions: ArrayLike) -> "Entries":
         """The entries at these positions, int [N], in this order."""
-        return Entries(self._parts, self._positions[np.asarray(positions, dtype=np.int64)])
+        own = np.arange(len(self)) if isinstance(self._positions, range) else self._positions
+        return Entries(self._parts, own[np.asarray(positions, dtype=np.int64)])
+
+    def facts(self, name: str) -> Facts:
+        """One fact of every entry, by the name of a field of `TileEntry`."""
+        joined = Facts.joined(
+            [
+                part.facts(name) if isinstance(part, Columns) else Facts.of(getattr(entry, name) for entry in part)
+                for part in self._parts
+            ]
+        )
+        if isinstance(self._positions, range):
+            return joined
+        return Facts(joined.values, joined.codes[self._positions])
 
 
 class Texts(Sequence[str]):
@@ -151,6 +214,7 @@ class Texts(Sequence[str]):
         coded = [text.encode("utf-8") for text in texts]
         self._bytes = b"".join(coded)
         self._ends = np.cumsum([0, *map(len, coded)], dtype=np.int64)
+        self._ends = self._ends.astype(np.min_scalar_type(len(self._bytes)))
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -168,15 +232,15 @@ class Texts(Sequence[str]):
         return self._bytes[self._ends[positions] : self._ends[positions + 1]].decode("utf-8")
 
 
-def of_split(entries: Sequence[TileEntry], split: str, name: object) -> list[int]:
-    """Positions of the entries of a split.
+def of_split(entries: Sequence[TileEntry], split: str, name: object) -> NDArray[np.int64]:
+    """Positions of the entries of a split, int [n].
 
     Raises:
         InputError: there is none; the sentence names the set and its splits.
     """
-    splits = [entry.split for entry in entries]
-    present = sorted({own for own in splits if own is not None})
+    splits = Entries([entries]).facts("split")
+    present = sorted(own for own in splits.counts() if own is not None)
     if split not in present:
         known = f"its splits are {', '.join(present)}" if present else "it has no splits"
         raise InputError(f"{name} has no split {split!r}: {known}; choose one of those or leave the split out.")
-    return [position for position, own in enumerate(splits) if own == split]
+    return splits.among(split)

@@ -22,7 +22,7 @@ shards' SHA-256 too. Other shards are listed once at opening, and µm/px come fr
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, overload
@@ -34,18 +34,21 @@ from histo.errors import InputError
 from histo.images import decode_image
 from histo.links import stray_link
 from histo.masks import decode_instances
-from histo.tiles.archives import COMPRESSED, Member, members, read_member
-from histo.tiles.entries import Entries, Texts, TileEntry
+from histo.tiles.archives import COMPRESSED, MAX_MEMBER, Member, members, read_member
+from histo.tiles.entries import Entries, Facts, Texts, TileEntry
 from histo.tiles.manifests import (
     COLUMNS,
     INCOMPLETE,
     MANIFEST,
     TEXTS,
+    columns_of,
+    index_path,
     is_mpp,
     is_unicode,
     read_index,
     read_manifest,
 )
+from histo.tiles.remote import AT_ONCE, Url
 from histo.tiles.tables import MASK_FOLDERS, SUFFIXES
 
 MAX_FACTS = 2**20  # bytes of one .json or .cls
@@ -103,12 +106,17 @@ class Shard(Sequence[TileEntry]):
 
     def __init__(self, path: Path, source: str, columns: Mapping[str, Sequence[Any]]) -> None:
         self.path, self.source = path, source
-        self._texts = {name: Texts(columns[name]) for name in ("image", "mask", *TEXTS)}
-        self._places = np.array([columns["image_at"], columns["mask_at"]], dtype=np.int64).reshape(2, -1, 2)
-        self._mpp = np.array(columns["mpp"], dtype=np.float64)
+        self._texts = {name: Texts(columns[name]) for name in ("image", "mask", "key")}
+        places = np.array([columns["image_at"], columns["mask_at"]], dtype=np.int64).reshape(2, -1, 2)
+        self._places = places.astype(np.min_scalar_type(places.max(initial=0)))
+        self._facts = {}
+        for name in ("label", "patient", "split", "mpp"):
+            facts = Facts.of(columns[name])
+            values = [None if value == "" or value != value else value for value in facts.values]
+            self._facts[name] = Facts(values, facts.codes)
 
     def __len__(self) -> int:
-        return len(self._mpp)
+        return self._places.shape[1]
 
     def read_image(self, index: int) -> NDArray[np.uint8]:
         """The image of one tile, uint8 [3, H, W], without making its entry."""
@@ -120,10 +128,9 @@ class Shard(Sequence[TileEntry]):
         """The archive and the member of one tile's image, as error sentences name them."""
         return str(self.path / self._texts["image"][index])
 
-    @property
-    def keys(self) -> Texts:
-        """Key of every tile, in order."""
-        return self._texts["key"]
+    def facts(self, name: str) -> Facts:
+        """One fact of every tile: source, patient, mpp, label or split."""
+        return Facts([self.source], np.zeros(len(self), dtype=np.uint8)) if name == "source" else self._facts[name]
 
     @overload
     def __getitem__(self, index: int) -> TileEntry: ...
@@ -135,18 +142,14 @@ class Shard(Sequence[TileEntry]):
         if isinstance(index, slice):
             return Entries([self])[index]
         position = range(len(self))[index]
-        image, mask, key, label, patient, split = (texts[position] for texts in self._texts.values())
+        image, mask, key = (texts[position] for texts in self._texts.values())
         (image_offset, image_size), (mask_offset, mask_size) = self._places[:, position].tolist()
-        mpp = float(self._mpp[position])
         return ShardEntry(
             path=self.path / image,
             key=key,
             source=self.source,
-            patient=patient or None,
-            mpp=None if math.isnan(mpp) else mpp,
-            label=label or None,
-            split=split or None,
             mask=self.path / mask if mask else None,
+            **{name: facts.values[facts.codes[position]] for name, facts in self._facts.items()},
             shard=self.path,
             image_at=(image_offset, image_size),
             mask_at=(mask_offset, mask_size),
@@ -154,7 +157,9 @@ class Shard(Sequence[TileEntry]):
 
 
 def is_shards(path: Path) -> bool:
-    """Whether the path is one archive, or a folder of archives without a `tiles.csv`."""
+    """Whether the path is one archive, a folder of archives without a `tiles.csv`, or a URL."""
+    if isinstance(path, Url):
+        return True  # what else is read from there
     if path.is_file():
         return path.name.endswith((".tar", *COMPRESSED))
     return path.is_dir() and not (path / "tiles.csv").exists() and bool(_archives(path) or _is_incomplete(path))
@@ -170,7 +175,7 @@ def open_shards(path: Path, source: str, *, mpp: float | None) -> list[Shard]:
     """One archive, or those of a folder by their names.
 
     Args:
-        path: as `is_shards` takes it.
+        path: as `is_shards` takes it; a URL is that of a packed folder.
         source: the source their tiles name.
         mpp: µm/px of every tile, before what the shards say.
 
@@ -178,34 +183,54 @@ def open_shards(path: Path, source: str, *, mpp: float | None) -> list[Shard]:
         InputError: an archive that `histo.tiles.archives` refuses, members that are no tiles, facts of another form, or
             shards that their manifest does not describe.
     """
+    shards, hashes = [], []
+    for archive, columns in _remote(path) if isinstance(path, Url) else _local(path):
+        if mpp is not None:
+            columns["mpp"] = [float(mpp)] * len(columns["mpp"])
+        hashes.append(np.fromiter(map(hash, columns["key"]), dtype=np.int64))
+        shards.append(Shard(archive, source, columns))
+    if not any(map(len, shards)):
+        raise InputError(f"{path} holds no image, expected members ending in {', '.join(SUFFIXES)}; check the path.")
+    _refuse_repeats(np.concatenate(hashes), Entries(shards), path)
+    return shards
+
+
+def _local(path: Path) -> Iterator[tuple[Path, dict[str, list[Any]]]]:
+    """Archives and their columns, one by one, since its lists take far more than columns."""
     folder = path.parent if path.is_file() else path
     archives = [path] if path.is_file() else _archives(path)
     if _is_incomplete(folder):
         raise InputError(f"{folder} was not packed to its end; run the same `nucleate pack` again.")
     if path.is_dir():
         _refuse_images_beside(folder, archives[0])
-    manifest = read_manifest(folder)
-    listed: Iterator[tuple[Path, dict[str, list[Any]]]]  # one by one, since its lists take far more than columns
-    if manifest is None:
-        listed = ((archive, scan(archive, folder)) for archive in archives)
-    else:
-        known = {shard["name"]: shard for shard in manifest["shards"]}
-        if strange := [archive for archive in archives if archive.name not in known]:
-            raise InputError(f"{strange[0]} is not in {folder / MANIFEST}; move it to a folder of its own.")
-        names = [path.name] if path.is_file() else list(known)
-        listed = ((folder / name, read_index(folder, known[name])) for name in names)
-    shards = []
     for archive in archives:
         if reason := stray_link(archive, folder):
             raise InputError(reason)
-    for archive, columns in listed:
-        if mpp is not None:
-            columns["mpp"] = [mpp] * len(columns["mpp"])
-        shards.append(Shard(archive, source, columns))
-    if not any(map(len, shards)):
-        raise InputError(f"{path} holds no image, expected members ending in {', '.join(SUFFIXES)}; check the path.")
-    _refuse_repeats((key for shard in shards for key in shard.keys), path)
-    return shards
+    manifest = read_manifest(folder)
+    if manifest is None:
+        yield from ((archive, scan(archive, folder)) for archive in archives)
+        return
+    known = {shard["name"]: shard for shard in manifest["shards"]}
+    if strange := [archive for archive in archives if archive.name not in known]:
+        raise InputError(f"{strange[0]} is not in {folder / MANIFEST}; move it to a folder of its own.")
+    for name in [path.name] if path.is_file() else known:
+        yield folder / name, read_index(folder, known[name])
+
+
+def _remote(folder: Url) -> Iterator[tuple[Path, dict[str, list[Any]]]]:
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise InputError(
+            f"{folder} has no {MANIFEST} of `nucleate pack`, expected the URL of a folder of packed shards; copy all "
+            "that it wrote there."
+        )
+    for first in range(0, len(manifest["shards"]), AT_ONCE):
+        part = manifest["shards"][first : first + AT_ONCE]
+        archives = [folder / shard["name"] for shard in part]
+        sizes = folder.sizes([archive.name for archive in archives])
+        indices = folder.contents([index_path(archive).name for archive in archives], MAX_MEMBER)
+        for archive, data, size, shard in zip(archives, indices, sizes, part, strict=True):
+            yield archive, columns_of(data, archive, size, shard)
 
 
 def scan(archive: Path, folder: Path) -> dict[str, list[Any]]:
@@ -319,9 +344,13 @@ def _refuse_images_beside(folder: Path, archive: Path) -> None:
                 )
 
 
-def _refuse_repeats(keys: Iterable[str], path: Path) -> None:
+def _refuse_repeats(hashes: NDArray[np.int64], entries: Entries, path: Path) -> None:
+    """Ten million keys would be a gigabyte of texts, so that only those are looked at whose hash comes twice."""
+    ordered = np.sort(hashes)
+    twice = ordered[1:][ordered[1:] == ordered[:-1]]
     seen: set[str] = set()
-    for key in keys:
+    for position in np.flatnonzero(np.isin(hashes, twice)).tolist():
+        key = entries[position].key
         if key in seen:
             raise InputError(f"{path} holds two tiles of the key {key!r}, expected each once; name one of them anew.")
         seen.add(key)
