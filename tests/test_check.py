@@ -33,7 +33,8 @@ def rewrite(folder: Path, change: Callable[[list[list[object]]], None]) -> None:
     """Change the rows of tiles.csv: path, label, patient, mpp, split, mask."""
     entries = open_tiles(folder).entries
     rows: list[list[object]] = [
-        [e.key, e.label, e.patient, e.mpp, e.split, None if e.mask is None else f"labels/{e.mask.name}"] for e in entries
+        [e.key, e.label, e.patient, e.mpp, e.split, None if e.mask is None else f"labels/{e.mask.name}"]
+        for e in entries
     ]
     change(rows)
     write_table(folder, rows)

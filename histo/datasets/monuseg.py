@@ -50,7 +50,8 @@ def entries(folder: Path, source: str, parts: tuple[str, ...]) -> list[TileEntry
         if path.suffix.lower() not in SUFFIXES or (parts and patient not in KUMAR):
             continue
         key = path.relative_to(folder)
-        official = "test" if any("test" in part.lower() for part in (folder.name, *key.parts[:-1])) else "train"
+        inside = any("test" in part.lower() for part in key.parts[:-1])
+        official = "test" if inside or folder.name == "MoNuSegTestData" else "train"
         split, mask = KUMAR[patient] if parts else official, annotations.get(path.stem)
         tile = PublishedEntry(
             path, key.as_posix(), source, patient, FACTS.mpp, None, split, mask, nuclei_of=aperio_polygons
