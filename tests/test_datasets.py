@@ -157,7 +157,7 @@ def test_published_sets_are_packed(tmp_path: Path) -> None:
             assert np.array_equal(tile.instances, packed[k].instances)
 
 
-def test_names_that_are_none(tmp_path: Path) -> None:
+def test_names_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert named_set(tmp_path) is None
     assert named_set("C:/tiles") is None
     with pytest.raises(InputError, match="no data set 'panuke'; did you mean pannuke"):
@@ -166,7 +166,7 @@ def test_names_that_are_none(tmp_path: Path) -> None:
         open_tiles(f"pannuke:{tmp_path / 'nowhere'}")
     odd = tmp_path / "scan:tiles"  # a folder that is there goes before a name
     save(odd / "a.png", image(1))
-    os.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path)
     assert len(open_tiles("scan:tiles")) == 1
     with pytest.raises(InputError, match="nothing in the layout of bach, expected Photos/Normal"):
         open_tiles(f"bach:{odd}")
