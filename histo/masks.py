@@ -341,9 +341,9 @@ def _read_geojson(file: BinaryIO, path: Path, size: tuple[int, int] | None) -> N
                     f"Item {index} of {path} starts at x, y = {outer[0].tolist()}, wholly outside the size "
                     f"{tuple(size)} (height, width); pass the size of its own image."
                 )
-            inside = _covered(outer, size)
+            inside = covered(outer, size)
             for hole in rings[1:]:
-                inside = np.setdiff1d(inside, _covered(hole, size), assume_unique=True)
+                inside = np.setdiff1d(inside, covered(hole, size), assume_unique=True)
             instances.ravel()[inside] = index
     return instances
 
@@ -370,7 +370,11 @@ def _polygons(item: dict[str, Any], name: str) -> Iterator[list[NDArray[np.float
         yield rings
 
 
-def _covered(ring: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.intp]:
-    """Flat indices of the pixels whose centre, at +0.5, lies inside the ring."""
+def covered(ring: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.intp]:
+    """Flat indices of the pixels of an image of `size` (height, width) whose centre, at +0.5, lies inside a ring.
+
+    Args:
+        ring: float [N, 2], x before y in pixels, (0, 0) being the corner of the first pixel.
+    """
     rows, columns = polygon(ring[:, 1] - 0.5, ring[:, 0] - 0.5, shape=size)
     return np.ravel_multi_index((rows, columns), size)

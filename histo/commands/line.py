@@ -12,6 +12,8 @@ VERBS = {
     "demo": ("train a small translator on phantom tissue, in minutes, and show what it learned", "demo:main"),
     "pack": ("pack a folder of tiles into shards, or check shards for damage", "pack:main"),
     "layout": ("fit the layout prior, masks drawn without tissue, to given instance maps", "layout:main"),
+    "check": ("look at a folder of tiles: what it is, what is wrong with it, and what to do", "check:main"),
+    "datasets": ("list published data sets that open by name, or check one", "datasets:main"),
     "doctor": ("say whether this machine is ready, how fast it will be, and what is missing", "doctor:main"),
 }
 

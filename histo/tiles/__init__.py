@@ -11,7 +11,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ from histo.tiles.entries import Entries, Tile, TileEntry, of_split
 from histo.tiles.remote import Url, place
 from histo.tiles.shards import is_shards, open_shards, packed_source
 from histo.tiles.tables import SUFFIXES, open_folder
+
+if TYPE_CHECKING:
+    from histo.datasets import NamedSet
 
 __all__ = ["SUFFIXES", "Tile", "TileCache", "TileEntry", "TileSet", "Tiles", "open_tiles"]
 
@@ -162,9 +165,9 @@ def open_tiles(
 
     Args:
         path: a folder of images, with or without `tiles.csv`, a folder of shards, one `.tar`, the URL of a folder of
-            packed shards (see `histo.tiles.remote`), or a sequence of these. A tile's `source` is the name of its
-            folder (for packed shards, of the folder that was packed), with as many parents as it takes to tell the
-            sets apart.
+            packed shards (see `histo.tiles.remote`), a published set as `NAME:PATH` (see `histo.datasets`), or a
+            sequence of these. A tile's `source` is the name of its folder (for packed shards, of the folder that was
+            packed), with as many parents as it takes to tell the sets apart, or the NAME.
         mpp: µm/px of every tile. It goes before the column mpp, and that before what the image file states.
         split: keep only the tiles of this split.
         on_bad: "error" raises where a damaged file is reached; "skip" decodes every file once now, leaves the damaged
@@ -183,10 +186,17 @@ def open_tiles(
     if not cache_mb >= 0:
         raise InputError(f"cache_mb is {cache_mb}, expected megabytes of 0 or more; give 0 for no cache.")
     folders = [place(folder) for folder in ([path] if isinstance(path, str | Path) else path)]
+    published = [_published(folder) for folder in folders]
+    folders = [folder if known is None else known.folder for folder, known in zip(folders, published, strict=True)]
     _check_folders(folders)
     parts: list[Sequence[TileEntry]] = []
     bad: list[tuple[Path, str]] = []
-    for folder, source in zip(folders, _sources(folders), strict=True):
+    for folder, source, known in zip(folders, _sources(folders), published, strict=True):
+        if known is not None:
+            alone = sum(other is not None and other.name == known.name for other in published) == 1
+            source = known.name if alone else f"{known.name}:{source}"
+            parts.append(known.entries(source, mpp=mpp, split=split, on_bad=on_bad))
+            continue
         if not is_shards(folder):
             found, refused = open_folder(folder, source, mpp=mpp, split=split, on_bad=on_bad)
             parts.append(found)
@@ -199,6 +209,14 @@ def open_tiles(
         good, bad = _readable(entries, bad)
         entries = entries.take(good)
     return TileSet(entries, bad=bad, cache_mb=cache_mb)
+
+
+def _published(path: Path) -> "NamedSet | None":
+    if isinstance(path, Url) or ":" not in str(path):
+        return None
+    from histo.datasets import named_set
+
+    return named_set(path)
 
 
 def _check_folders(folders: Sequence[Path]) -> None:

@@ -30,6 +30,8 @@ class Tile:
         split: e.g. "train", None where the set has no splits.
         instances: int32 [H, W] instance map, 0 = background; None without a mask.
         types: uint8 [K+1] nucleus type (1 or 2) by instance id, index 0 unused; None without types.
+        classes: uint8 [K+1] published class of each nucleus by instance id, 0 unknown; None without classes. What a
+            number means stands in the `nuclei` of the set's facts (see `histo.datasets`).
     """
 
     image: NDArray[np.uint8]
@@ -41,6 +43,7 @@ class Tile:
     split: str | None
     instances: NDArray[np.int32] | None = None
     types: NDArray[np.uint8] | None = None
+    classes: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True)

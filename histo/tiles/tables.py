@@ -27,7 +27,7 @@ import io
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -66,12 +66,17 @@ def open_folder(
     if (folder / "tiles.csv").is_file():
         entries = _from_table(folder, source, split)
     else:
-        entries, bad = _from_images(folder, source, split)
+        if split is not None:
+            raise InputError(
+                f"{folder} has no tiles.csv and therefore no splits, but split {split!r} was asked for; "
+                "write a tiles.csv with the columns path and split, or leave the split out."
+            )
+        entries, bad = images_lying(folder, source)
     if on_bad == "error":
         if bad:
             raise InputError(bad[0][1])
         _check_present(entries)
-    return tuple(_with_mpp(entry, mpp) for entry in entries), bad
+    return tuple(with_mpp(entry, mpp) for entry in entries), bad
 
 
 def write_folder(tiles: Iterable[Tile], folder: Path) -> None:
@@ -106,13 +111,12 @@ def write_table(folder: Path, rows: Iterable[Sequence[object]]) -> None:
         file.write(text.getvalue().encode())
 
 
-def _from_images(folder: Path, source: str, split: str | None) -> tuple[list[TileEntry], list[tuple[Path, str]]]:
-    """The tiles of a plain folder, and links that lead out of it with the reason why they are none."""
-    if split is not None:
-        raise InputError(
-            f"{folder} has no tiles.csv and therefore no splits, but split {split!r} was asked for; "
-            "write a tiles.csv with the columns path and split, or leave the split out."
-        )
+def images_lying(folder: Path, source: str) -> tuple[list[TileEntry], list[tuple[Path, str]]]:
+    """The images of a folder as they lie, and links that lead out of it with the reason why they are no tiles.
+
+    Raises:
+        InputError: no image in the folder, or a `tiles.csv` in one of its sub-folders.
+    """
 
     def refuse(error: OSError) -> None:
         raise InputError(f"{error.filename} cannot be listed ({error.strerror}); check its permissions.") from error
@@ -145,27 +149,49 @@ def _from_images(folder: Path, source: str, split: str | None) -> tuple[list[Til
 
 def _from_table(folder: Path, source: str, split: str | None) -> list[TileEntry]:
     table = folder / "tiles.csv"
-    rows = _rows(table)
+    rows = table_rows(table)
     if not rows:
         raise InputError(f"{table} has no rows below its header, expected one per tile; add them.")
-    root = folder.resolve()
     entries = []
     first_line: dict[str, int] = {}
     for line, row in rows:
-        where = f"line {line} of {table}"
-        path = _inside(folder, root, row["path"], "path", where)
-        key = PurePosixPath(row["path"]).as_posix()
-        if first_line.setdefault(key, line) != line:
-            raise InputError(f"{where} repeats the path {key!r} of line {first_line[key]}; remove one of the two rows.")
-        mask = _inside(folder, root, row["mask"], "mask", where) if row["mask"] else None
-        mpp = _number(row["mpp"], where) if row["mpp"] else None
-        texts = {name: row[name] or None for name in ("patient", "label", "split")}
-        entries.append(TileEntry(path=path, key=key, source=source, mpp=mpp, mask=mask, **texts))
+        entry = row_entry(folder, source, line, row)
+        if first_line.setdefault(entry.key, line) != line:
+            raise InputError(
+                f"line {line} of {table} repeats the path {entry.key!r} of line {first_line[entry.key]}; remove one of "
+                "the two rows."
+            )
+        entries.append(entry)
     return entries if split is None else [entries[position] for position in of_split(entries, split, table)]
 
 
-def _rows(table: Path) -> list[tuple[int, dict[str, str]]]:
-    """(line, {column: text}) of every row; a column that the file lacks is empty."""
+def row_entry(folder: Path, source: str, line: int, row: Mapping[str, str]) -> TileEntry:
+    """What one row of `tiles.csv` says of a tile, whether or not its files are there.
+
+    Args:
+        folder: where the table lies.
+        source: the source its tiles name.
+        line, row: as `table_rows` gives them.
+
+    Raises:
+        InputError: a path or a number that breaks the rules.
+    """
+    where = f"line {line} of {folder / 'tiles.csv'}"
+    root = folder.resolve()
+    path = _inside(folder, root, row["path"], "path", where)
+    mask = _inside(folder, root, row["mask"], "mask", where) if row["mask"] else None
+    mpp = _number(row["mpp"], where) if row["mpp"] else None
+    texts = {name: row[name] or None for name in ("patient", "label", "split")}
+    key = PurePosixPath(row["path"]).as_posix()
+    return TileEntry(path=path, key=key, source=source, mpp=mpp, mask=mask, **texts)
+
+
+def table_rows(table: Path) -> list[tuple[int, dict[str, str]]]:
+    """(line, {column: text}) of every row of a `tiles.csv`; a column that the file lacks is empty.
+
+    Raises:
+        InputError: no comma-separated UTF-8, or a header that breaks the rules.
+    """
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
@@ -252,7 +278,8 @@ def _check_present(entries: Iterable[TileEntry]) -> None:
         )
 
 
-def _with_mpp(entry: TileEntry, given: float | None) -> TileEntry:
+def with_mpp(entry: TileEntry, given: float | None) -> TileEntry:
+    """The entry with the µm/px that is given, or else that of the table, or else that of the image file."""
     if given is not None or entry.mpp is not None:
         return replace(entry, mpp=entry.mpp if given is None else float(given))
     try:
