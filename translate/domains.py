@@ -32,7 +32,7 @@ class DataSettings:
     """Where tissue and masks come from, and the tiles cut from them."""
 
     tissue: list[str] | str = "phantom"
-    """folder of tiles or of shards, several as [a, b], or phantom: procedural tissue made on the fly"""
+    """folder of tiles or of shards, a slides.csv, several as [a, b], or phantom: procedural tissue made on the fly"""
     target: list[str] | str | None = None
     """folder of tiles or of shards: translate the tissue into tissue like this instead of to and from masks"""
     tissue_weights: list[float] | None = None
@@ -46,7 +46,7 @@ class DataSettings:
     layout: LayoutSettings = field(default_factory=LayoutSettings)
     """what masks: layout draws; `nucleate layout fit` writes it"""
     mpp: float | None = None
-    """µm/px of the tissue where its files do not say"""
+    """µm/px of the tissue where its files do not say; slides are cut at it"""
     tile_size: int = 256
     """side of the square tiles; pixels, a power of two"""
     smallest_crop: float = 0.8
@@ -240,7 +240,9 @@ def _open_tissue(paths: list[str] | str, settings: DataSettings, seed: int) -> t
     if paths == "phantom":
         tiles: Tiles = _phantom(settings, seed, "train")
         return Domain(tiles, np.arange(len(tiles)), [len(tiles)], _phantom(settings, seed, "test")), []
-    everything = open_tiles(paths, mpp=settings.mpp, on_bad=settings.on_bad, cache_mb=settings.cache_mb)
+    everything = open_tiles(
+        paths, mpp=settings.mpp, on_bad=settings.on_bad, cache_mb=settings.cache_mb, size=settings.tile_size
+    )
     splits = [entry.split for entry in everything.entries]
     learned = everything.entries.take([k for k, split in enumerate(splits) if split in (settings.split, None)])
     apart = everything.entries.take([k for k, split in enumerate(splits) if split == settings.holdout])
