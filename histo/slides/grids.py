@@ -133,7 +133,9 @@ def coverage(
     np.cumsum(mask, axis=0, out=sums[1:, 1:])
     np.cumsum(sums, axis=1, out=sums)
 
-    def at(places: NDArray[np.float64], length: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    def at(
+        places: NDArray[np.float64], length: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
         places = np.minimum(places, length)
         low = np.minimum(np.floor(places).astype(np.int64), length - 1)
         return low, low + 1, places - low

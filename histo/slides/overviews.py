@@ -29,7 +29,11 @@ def overview(maps: TissueMaps, grid: Grid) -> bytes:
     frame = (*_KEPT, 255 if grid.size * pixel >= _OUTLINED else 0)
     for row, column in grid.kept.tolist():
         left, top = (place * pixel for place in grid.box(row, column))
-        pen.rectangle((left, top, left + grid.size * pixel - 1, top + grid.size * pixel - 1), (*_KEPT, 70), frame)
+        pen.rectangle(
+            (left, top, left + grid.size * pixel - 1, top + grid.size * pixel - 1),
+            (*_KEPT, 25 if frame[3] else 90),
+            frame,
+        )
     data = io.BytesIO()
     Image.alpha_composite(picture, tint).convert("RGB").save(data, "JPEG", quality=85)
     return data.getvalue()

@@ -137,11 +137,15 @@ def _opener(path: Path) -> tuple[Callable[[], Any], str]:
             continue
         return opened, name
     if len(missing) == len(_LIBRARIES):
-        raise InputError(f"{path} is a whole slide, and neither OpenSlide nor tiffslide is there to read it; "
-                         "run `pip install -e .[slides]`.")
+        raise InputError(
+            f"{path} is a whole slide, and neither OpenSlide nor tiffslide is there to read it; "
+            "run `pip install -e .[slides]`."
+        )
     absent = "".join(f"; {name} is not installed" for name in missing)
-    raise InputError(f"{path} cannot be opened as a whole slide ({'; '.join(refusals)}{absent}); "
-                     "replace the file, or remove it from what is tiled.")
+    raise InputError(
+        f"{path} cannot be opened as a whole slide ({'; '.join(refusals)}{absent}); "
+        "replace the file, or remove it from what is tiled."
+    )
 
 
 def _library(name: str) -> Callable[[str], Any]:
@@ -175,8 +179,9 @@ def _refuse_cut_off(path: Path) -> None:
     except Exception as error:
         raise InputError(f"{path} cannot be read as a TIFF file ({_reason(error)}); copy it again.") from error
     if end > size:
-        raise InputError(f"{path} is cut off: it has {size} bytes, but says that it goes on to byte {end}; copy it "
-                         "again.")
+        raise InputError(
+            f"{path} is cut off: it has {size} bytes, but says that it goes on to byte {end}; copy it again."
+        )
 
 
 def _end(page: Any) -> int:
@@ -190,8 +195,10 @@ def _refuse_large_blocks(path: Path) -> None:
         page = tiff.pages.first
         pixels = math.prod(page.chunks[:2])
     if pixels > LARGEST_BLOCK:
-        raise InputError(f"{path} stores {pixels} pixels in one piece, expected tiles or strips of at most "
-                         f"{LARGEST_BLOCK}; save it as a tiled TIFF.")
+        raise InputError(
+            f"{path} stores {pixels} pixels in one piece, expected tiles or strips of at most "
+            f"{LARGEST_BLOCK}; save it as a tiled TIFF."
+        )
 
 
 def _mpp(path: Path, properties: Mapping[str, Any], library: str) -> float | None:
@@ -200,8 +207,10 @@ def _mpp(path: Path, properties: Mapping[str, Any], library: str) -> float | Non
     if across is None or down is None or not (low <= across <= high and low <= down <= high):
         return None
     if not math.isclose(across, down, rel_tol=0.01):
-        raise InputError(f"{path} says that its pixels are {across:.4g} µm wide and {down:.4g} µm high, expected "
-                         "square ones; give its true µm/px in the column mpp of a slides.csv, or resample it.")
+        raise InputError(
+            f"{path} says that its pixels are {across:.4g} µm wide and {down:.4g} µm high, expected "
+            "square ones; give its true µm/px in the column mpp of a slides.csv, or resample it."
+        )
     return (across + down) / 2
 
 

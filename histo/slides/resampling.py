@@ -45,11 +45,15 @@ def sampling_of(slide: Slide, mpp: float, *, allow_upsample: bool = False) -> Sa
     """
     if slide.mpp is None:
         power = "" if slide.power is None else f" (only an objective power of {slide.power:g}, which settles none)"
-        raise InputError(f"{slide.path} does not say its µm/px{power}; look it up and give --assume_mpp, or the column "
-                         "mpp of a slides.csv.")
+        raise InputError(
+            f"{slide.path} does not say its µm/px{power}; look it up and give --assume_mpp, or the column "
+            "mpp of a slides.csv."
+        )
     if mpp * FINEST < slide.mpp and not allow_upsample:
-        raise InputError(f"{slide.path} has {slide.mpp:.4g} µm/px, coarser than the {mpp:.4g} asked for; ask for "
-                         f"{slide.mpp:.4g} or more, or add --allow_upsample.")
+        raise InputError(
+            f"{slide.path} has {slide.mpp:.4g} µm/px, coarser than the {mpp:.4g} asked for; ask for "
+            f"{slide.mpp:.4g} or more (`nucleate tile` also takes --allow_upsample)."
+        )
     own = [slide.mpp * ratio for ratio in slide.downsamples]
     for level, found in enumerate(own):
         if abs(found / mpp - 1) <= TOLERANCE:

@@ -199,15 +199,23 @@ def open_slides(
     parts = [part for part in results if isinstance(part, SlideTiles)]
     if not any(map(len, parts)):
         why = f", the first because {bad[0][1]}" if bad else ""
-        raise InputError(f"{table} gives no tile with enough tissue: {len(rows)} slides, {len(bad)} of them unreadable"
-                         f"{why}; look at them with `nucleate tile`, which draws what it keeps.")
+        raise InputError(
+            f"{table} gives no tile with enough tissue: {len(rows)} slides, {len(bad)} of them unreadable"
+            f"{why}; look at them with `nucleate tile`, which draws what it keeps."
+        )
     return parts, bad
 
 
 def _grid_facts(row: SlideRow, tiling: Tiling, folder: Path) -> dict[str, Any]:
     """Where a slide has tiles, from the folder or found now and left there."""
     state = row.path.stat()
-    basis = {"rules": _RULES, "tiling": asdict(tiling), "mpp": row.mpp, "bytes": state.st_size, "time": state.st_mtime_ns}
+    basis = {
+        "rules": _RULES,
+        "tiling": asdict(tiling),
+        "mpp": row.mpp,
+        "bytes": state.st_size,
+        "time": state.st_mtime_ns,
+    }
     path = folder / f"{hashlib.sha256(row.key.encode()).hexdigest()[:16]}.json"
     with suppress(OSError, ValueError, LookupError, TypeError, RecursionError):  # damaged: found anew
         facts = json.loads(path.read_text(encoding="utf-8"))

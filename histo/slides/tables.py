@@ -59,7 +59,9 @@ def list_slides(path: Path) -> list[SlideRow]:
         InputError: there is none, one is missing, or the table breaks a rule.
     """
     if not path.exists():
-        raise InputError(f"{path} does not exist, expected a slide, a folder of slides or a slides.csv; check the path.")
+        raise InputError(
+            f"{path} does not exist, expected a slide, a folder of slides or a slides.csv; check the path."
+        )
     if path.is_dir() and (path / TABLE).is_file():
         path = path / TABLE
     if path.is_file() and path.suffix.lower() == ".csv":
@@ -84,8 +86,10 @@ def _from_table(table: Path) -> list[SlideRow]:
         where = f"line {line} of {table}"
         given = PurePosixPath(row["path"])
         if not row["path"] or "\0" in row["path"] or ".." in given.parts:
-            raise InputError(f"{where} has the path {row['path']!r}, expected a slide below {table.parent}, or an "
-                             "absolute path; correct it.")
+            raise InputError(
+                f"{where} has the path {row['path']!r}, expected a slide below {table.parent}, or an "
+                "absolute path; correct it."
+            )
         key = given.name if given.is_absolute() else given.as_posix()
         if key in slides:
             raise InputError(f"{where} has a second slide {key!r}, expected names of their own; remove or rename one.")

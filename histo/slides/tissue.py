@@ -24,9 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from histo.dyes import HED
 from histo.slides.readers import Slide, UnreadableRegionError
 from histo.slides.resampling import Sampling, read_grid, sampling_of
-from histo.stains import fixed_matrix
 
 _FINE = 4.0  # µm/px of the survey, where blur of more than a nucleus shows
 _POOLED = 2  # pixels of it, a side, in one pixel of the picture
@@ -167,7 +167,7 @@ def _looks(
     share = np.clip(picture / white[:, None, None], 1 / 255, 1)
     brightest, spread = share.max(0), share.max(0) - share.min(0)
     density = -np.log10(share)
-    amounts = np.linalg.inv(fixed_matrix().numpy())[:, 0] @ density.reshape(3, -1)
+    amounts = np.linalg.inv(HED)[:, 0].astype(np.float32) @ density.reshape(3, -1)
     red, green, blue = density
     cool = red - green > _COOL
     black = (brightest < _BLACK[0]) & (spread < _BLACK[1])
