@@ -9,7 +9,7 @@ from histo.errors import InputError
 
 
 def main(arguments: list[str]) -> int:
-    """Run `nucleate tile SLIDES --out DIR --mpp X`; the exit code is 1 where slides were left out or no tile was kept."""
+    """Run `nucleate tile SLIDES --out DIR --mpp X`; the exit code is 1 where slides were left out or no tile kept."""
     parser = argparse.ArgumentParser(
         prog="nucleate tile",
         description="Cut whole slides into tiles of a given µm/px, leave out those without enough tissue, and pack the "

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,13 +116,13 @@ def grid_of(slide: Slide, tiling: Tiling) -> tuple[Grid, TissueMaps]:
 
 
 def coverage(
-    mask: NDArray[np.bool_], lefts: NDArray[np.float64], tops: NDArray[np.float64], side: float
+    mask: NDArray[np.bool_], lefts: NDArray[np.floating], tops: NDArray[np.floating], side: float
 ) -> NDArray[np.float64]:
     """The share of squares that a mask covers, cut pixels counted by their parts.
 
     Args:
         mask: bool [H, W]; False beyond.
-        lefts, tops: where the columns and rows of squares begin, [C] and [R]; pixels of the mask, 0 or more.
+        lefts, tops: float, where the columns and rows of squares begin, [C] and [R]; pixels of the mask, 0 or more.
         side: of the squares; pixels of the mask.
 
     Returns:
@@ -133,9 +134,7 @@ def coverage(
     np.cumsum(mask, axis=0, out=sums[1:, 1:])
     np.cumsum(sums, axis=1, out=sums)
 
-    def at(
-        places: NDArray[np.float64], length: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    def at(places: NDArray[Any], length: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
         places = np.minimum(places, length)
         low = np.minimum(np.floor(places).astype(np.int64), length - 1)
         return low, low + 1, places - low

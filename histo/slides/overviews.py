@@ -14,7 +14,7 @@ _OUTLINED = 8  # pixels that a tile must measure for a frame of its own
 
 
 def overview(maps: TissueMaps, grid: Grid) -> bytes:
-    """A JPEG file: what is neither tissue nor kept is dimmed, pen magenta, blur blue, kept tiles tinted and framed green."""
+    """A JPEG file: what is no tissue is dimmed, pen is magenta, blur blue, and kept tiles are framed green."""
     scale = min(1.0, _LONGEST / max(maps.picture.shape[1:]))
     enlarged = max(1, int(_LONGEST / 2 / max(maps.picture.shape[1:])))  # of small slides
     size = tuple(max(1, round(length * scale * enlarged)) for length in maps.picture.shape[:0:-1])
@@ -26,14 +26,11 @@ def overview(maps: TissueMaps, grid: Grid) -> bytes:
     pixel = grid.sampling.mpp / maps.mpp * scale * enlarged
     tint = Image.new("RGBA", size)
     pen = ImageDraw.Draw(tint)
-    frame = (*_KEPT, 255 if grid.size * pixel >= _OUTLINED else 0)
+    framed = grid.size * pixel >= _OUTLINED
+    fill, frame = (*_KEPT, 25 if framed else 90), (*_KEPT, 255 if framed else 0)
     for row, column in grid.kept.tolist():
         left, top = (place * pixel for place in grid.box(row, column))
-        pen.rectangle(
-            (left, top, left + grid.size * pixel - 1, top + grid.size * pixel - 1),
-            (*_KEPT, 25 if frame[3] else 90),
-            frame,
-        )
+        pen.rectangle((left, top, left + grid.size * pixel - 1, top + grid.size * pixel - 1), fill, frame)
     data = io.BytesIO()
     Image.alpha_composite(picture, tint).convert("RGB").save(data, "JPEG", quality=85)
     return data.getvalue()

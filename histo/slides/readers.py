@@ -97,7 +97,7 @@ class Slide:
             for start, length, limit in zip((left, top), (width, height), limits, strict=True)
         )
         if x0 < x1 and y0 < y1:
-            # Both libraries take the place in pixels of the finest level; rounded up, since tiffslide cuts it off again.
+            # Both libraries take the place in pixels of the finest level; rounded up, since tiffslide rounds down.
             place = (math.ceil(x0 * self.downsamples[level]), math.ceil(y0 * self.downsamples[level]))
             try:
                 found = self._handle.read_region(place, level, (x1 - x0, y1 - y0))
@@ -171,11 +171,10 @@ def _refuse_cut_off(path: Path) -> None:
         return
     try:
         with _quiet(), tifffile.TiffFile(path) as tiff:
-            place = tiff.pages.next_page_offset
-            file = tiff.filehandle
-            file.seek(place)
-            following = int.from_bytes(file.read(tiff.tiff.offsetsize), "little" if tiff.byteorder == "<" else "big")
-            end = max([following, *(_end(page) for page in tiff.pages)])
+            tiff.filehandle.seek(tiff.pages.next_page_offset or 0)
+            offset = tiff.filehandle.read(tiff.tiff.offsetsize)
+            following = int.from_bytes(offset, "little" if tiff.byteorder == "<" else "big")
+            end = max([following + 1 if following else 0, *(_end(page) for page in tiff.pages)])
     except Exception as error:
         raise InputError(f"{path} cannot be read as a TIFF file ({_reason(error)}); copy it again.") from error
     if end > size:

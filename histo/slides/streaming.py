@@ -117,7 +117,8 @@ class SlideTiles(Sequence[TileEntry]):
 
     def read_image(self, index: int) -> NDArray[np.uint8]:
         """The image of one tile, uint8 [3, size, size], without making its entry."""
-        return self._slides.read(self.row, self.sampling, *self._places[index].tolist(), self.size, self.size)
+        left, top = self._places[index].tolist()
+        return self._slides.read(self.row, self.sampling, left, top, self.size, self.size)
 
     @overload
     def __getitem__(self, index: int) -> TileEntry: ...
@@ -209,13 +210,8 @@ def open_slides(
 def _grid_facts(row: SlideRow, tiling: Tiling, folder: Path) -> dict[str, Any]:
     """Where a slide has tiles, from the folder or found now and left there."""
     state = row.path.stat()
-    basis = {
-        "rules": _RULES,
-        "tiling": asdict(tiling),
-        "mpp": row.mpp,
-        "bytes": state.st_size,
-        "time": state.st_mtime_ns,
-    }
+    file = [state.st_size, state.st_mtime_ns]
+    basis = {"rules": _RULES, "tiling": asdict(tiling), "mpp": row.mpp, "file": file}
     path = folder / f"{hashlib.sha256(row.key.encode()).hexdigest()[:16]}.json"
     with suppress(OSError, ValueError, LookupError, TypeError, RecursionError):  # damaged: found anew
         facts = json.loads(path.read_text(encoding="utf-8"))

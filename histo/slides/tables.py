@@ -59,9 +59,7 @@ def list_slides(path: Path) -> list[SlideRow]:
         InputError: there is none, one is missing, or the table breaks a rule.
     """
     if not path.exists():
-        raise InputError(
-            f"{path} does not exist, expected a slide, a folder of slides or a slides.csv; check the path."
-        )
+        raise InputError(f"{path} does not exist, expected a slide, a folder of them or a slides.csv; check the path.")
     if path.is_dir() and (path / TABLE).is_file():
         path = path / TABLE
     if path.is_file() and path.suffix.lower() == ".csv":

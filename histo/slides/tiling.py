@@ -1,8 +1,8 @@
 """Cutting slides into shards: a job over many slides that can be stopped and go on.
 
 Each slide has shards of its own, an overview picture, and a record in `slides/` that is written last, so that a slide
-is done or not; one that a kill interrupted is cut anew. When all are, `report.json` and `manifest.json` end the job, and
-the folder opens like any other shards.
+is done or not; one that a kill interrupted is cut anew. When all are, `report.json` and `manifest.json` end the job,
+and the folder opens like any other shards.
 """
 
 import hashlib
@@ -12,6 +12,7 @@ import multiprocessing
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -86,6 +87,8 @@ def ready(
                     row = replace(row, mpp=assume_mpp)
                     slide.mpp = assume_mpp
                 sampling_of(slide, tiling.mpp, allow_upsample=tiling.allow_upsample)
+                with suppress(UnreadableRegionError):  # counted when its tiles are cut
+                    slide.read(0, 0, 0, 1, 1)  # its form: colours of 8 bits
             good.append(row)
         except InputError as error:
             if on_bad == "error":
@@ -127,10 +130,13 @@ def begin(out: Path, job: TileJob, *, overwrite: bool) -> bool:
     return False
 
 
-def cut_slides(out: Path, job: TileJob, *, workers: int = 1, progress: bool = False) -> dict[str, Any]:
+def cut_slides(
+    out: Path, job: TileJob, refused: Sequence[str] = (), *, workers: int = 1, progress: bool = False
+) -> dict[str, Any]:
     """Cut what is missing in a folder that `begin` made ready, and end the job.
 
     Args:
+        refused: sentences on slides that were left out, for the report.
         workers: processes, each with slides of its own.
         progress: show a bar.
 
@@ -174,6 +180,7 @@ def cut_slides(out: Path, job: TileJob, *, workers: int = 1, progress: bool = Fa
         report = {
             "kept": sum(record["kept"] for record in found),
             "dropped": {reason: sum(record["dropped"][reason] for record in found) for reason in REASONS},
+            "refused": list(refused),
             "slides": [{k: v for k, v in record.items() if k != "shards"} for record in found],
         }
         _write_json(out / REPORT, report)

@@ -11,8 +11,8 @@ Of each block stays its picture at 8 µm/px and how sharp it is; all that follow
 - **Pen.** Ink of green, blue and black absorbs red more than green, or all colours alike and nearly all light; red ink
   absorbs green and blue alike and hardly any red. Dyes of H&E do neither. Small spots of such colours may be pigment,
   marking dye at a margin or blood, and stay; pen strokes are larger.
-- **Blur.** The Laplacian at 4 µm/px, relative to the contrast there. It finds tissue that is out of focus by more than a
-  nucleus, coverslip edges and bubbles; slight defocus does not show at this scale.
+- **Blur.** The Laplacian at 4 µm/px, relative to the contrast there. It finds tissue that is out of focus by more than
+  a nucleus, coverslip edges and bubbles; slight defocus does not show at this scale.
 """
 
 import itertools
@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from scipy import ndimage
 
 from histo.dyes import HED
@@ -106,8 +107,8 @@ def find_tissue_in(picture: NDArray[np.uint8], mpp: float) -> TissueMaps:
 class _Survey:
     """What is left of a slide after it was read once at 4 µm/px.
 
-    picture: uint8 [3, H, W]; sums: float32 [3, H / 8, W / 8] rounded up, the means over each cell of the density, of its
-    square and of its Laplacian's square; unreadable: bool of the cells.
+    picture: uint8 [3, H, W]; sums: float32 [3, H / 8, W / 8] rounded up, the means over each cell of the density, of
+    its square and of its Laplacian's square; unreadable: bool of the cells.
     """
 
     def __init__(self, slide: Slide, sampling: Sampling) -> None:
@@ -131,12 +132,23 @@ class _Survey:
             if side > _CELL:
                 for x, y in itertools.product((left, left + side // 2), (top, top + side // 2)):
                     self._read(x, y, side // 2)
-            elif top // _CELL < len(self.unreadable) and left // _CELL < self.unreadable.shape[1]:
-                self.unreadable[top // _CELL, left // _CELL] = True
-            return
+                return
+            try:
+                block = self._alone(left, top)
+            except UnreadableRegionError:
+                self.unreadable[top // _CELL : top // _CELL + 1, left // _CELL : left // _CELL + 1] = True
+                return
         means = _pooled(block[:, 1:-1, 1:-1].astype(np.float32), _POOLED)
         _put(self.picture, np.rint(means).astype(np.uint8), left // _POOLED, top // _POOLED)
         _put(self.sums, _pooled(_detail(block), _CELL), left // _CELL, top // _CELL)
+
+    def _alone(self, left: int, top: int) -> NDArray[np.uint8]:
+        """A cell and one pixel around it, made of nothing but the cell's own pixels: what is beside it is damaged."""
+        step = self.sampling.step
+        (x0, x1), (y0, y1) = ((round(start * step), round((start + _CELL) * step)) for start in (left, top))
+        pixels = self.slide.read(self.sampling.level, x0, y0, x1 - x0, y1 - y0).transpose(1, 2, 0)
+        cell = np.asarray(Image.fromarray(pixels).resize((_CELL, _CELL), Image.Resampling.BOX))
+        return np.pad(cell.transpose(2, 0, 1), ((0, 0), (1, 1), (1, 1)), "edge")
 
 
 def _put(into: NDArray[Any], values: NDArray[Any], left: int, top: int) -> None:
