@@ -40,7 +40,9 @@ def write_slide(
     across, down = mpp if isinstance(mpp, tuple) else (mpp, mpp)
     with tifffile.TiffWriter(path) as writer:
         for level in range(levels):
-            options: dict = {} if tile is None else {"tile": (tile, tile)}
+            options: dict = {"compression": "deflate", "compressionargs": {"level": 1}}
+            if tile is not None:
+                options["tile"] = (tile, tile)
             if tile is None:
                 options["rowsperstrip"] = 64
             if across is not None and down is not None:

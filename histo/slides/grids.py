@@ -139,12 +139,12 @@ def coverage(
         low = np.minimum(np.floor(places).astype(np.int64), length - 1)
         return low, low + 1, places - low
 
-    def band(places: NDArray[np.float64]) -> NDArray[np.float64]:
+    def band(places: NDArray[Any]) -> NDArray[Any]:
         """The integral over all rows above each place, [R, W + 1]; linear within a pixel, hence exact."""
         low, high, part = at(places, mask.shape[0])
         return sums[low] * (1 - part[:, None]) + sums[high] * part[:, None]
 
-    def corner(rows: NDArray[np.float64], places: NDArray[np.float64]) -> NDArray[np.float64]:
+    def corner(rows: NDArray[Any], places: NDArray[Any]) -> NDArray[Any]:
         low, high, part = at(places, mask.shape[1])
         return rows[:, low] * (1 - part) + rows[:, high] * part
 

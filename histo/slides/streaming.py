@@ -210,8 +210,8 @@ def open_slides(
 def _grid_facts(row: SlideRow, tiling: Tiling, folder: Path) -> dict[str, Any]:
     """Where a slide has tiles, from the folder or found now and left there."""
     state = row.path.stat()
-    file = [state.st_size, state.st_mtime_ns]
-    basis = {"rules": _RULES, "tiling": asdict(tiling), "mpp": row.mpp, "file": file}
+    version = [state.st_size, state.st_mtime_ns]
+    basis = {"rules": _RULES, "tiling": asdict(tiling), "mpp": row.mpp, "file": version}
     path = folder / f"{hashlib.sha256(row.key.encode()).hexdigest()[:16]}.json"
     with suppress(OSError, ValueError, LookupError, TypeError, RecursionError):  # damaged: found anew
         facts = json.loads(path.read_text(encoding="utf-8"))
