@@ -51,8 +51,6 @@ def write_slide(
             writer.write(
                 picture,
                 photometric="rgb",
-                compression="deflate",
-                compressionargs={"level": 1},
                 subfiletype=int(level > 0),
                 **options,
             )

@@ -84,7 +84,7 @@ class Slide:
             width, height: pixels of the level.
 
         Returns:
-            uint8 [3, height, width] RGB.
+            uint8 [3, height, width] RGB, a view of pixels whose channels lie together.
 
         Raises:
             UnreadableRegionError: it cannot be decoded; other parts still can be read.
@@ -109,7 +109,7 @@ class Slide:
                     f"({_reason(error)}); replace the file, or go without this part."
                 ) from error
             pixels[y0 - top : y1 - top, x0 - left : x1 - left] = _rgb(found, self.path)
-        return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+        return pixels.transpose(2, 0, 1)
 
 
 def _opener(path: Path) -> tuple[Callable[[], Any], str]:

@@ -78,7 +78,7 @@ def read_grid(slide: Slide, sampling: Sampling, left: int, top: int, width: int,
         UnreadableRegionError: it cannot be decoded.
     """
     if sampling.step == 1:
-        return slide.read(sampling.level, left, top, width, height)
+        return np.ascontiguousarray(slide.read(sampling.level, left, top, width, height))
     step = sampling.step
     margin = math.ceil(_LANCZOS * max(step, 1)) + 1
     spans = [
