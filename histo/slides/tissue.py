@@ -32,7 +32,7 @@ from histo.slides.resampling import Sampling, read_grid, sampling_of
 _FINE = 4.0  # µm/px of the survey, where blur of more than a nucleus shows
 _POOLED = 2  # pixels of it, a side, in one pixel of the picture
 _CELL = 16  # pixels of it, a side, over which sharpness is measured: 64 µm
-_LARGEST_READ = 2048  # side of what is read at once, pixels of the level
+_LARGEST_READ = 1024  # side of what is read at once, pixels of the level
 _GLASS = 99  # percentile
 _DARKEST_GLASS = 200  # of 255; a slide without glass is not brightened beyond this
 _ROWS = 256  # of the picture, looked at together

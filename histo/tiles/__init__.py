@@ -228,7 +228,7 @@ def _check_folders(folders: Sequence[Path]) -> None:
 
 
 def _is_slides(path: Path) -> bool:
-    return path.is_file() and path.suffix.lower() == ".csv"
+    return path.is_file() and path.suffix.lower() == ".csv" and path.name != "tiles.csv"  # of which the folder is named
 
 
 def _nearby(missing: Path) -> str:
