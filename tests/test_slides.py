@@ -234,7 +234,7 @@ def test_glass_alone_has_no_tissue() -> None:
 
 
 def test_tissue_without_glass_is_all_tissue() -> None:
-    colloid = np.random.default_rng(1).normal(0, 4, (3, 200, 200)) + np.array([225, 170, 200])[:, None, None]
+    colloid = np.random.default_rng(1).normal(0, 1, (3, 200, 200)) + np.array([225, 170, 200])[:, None, None]
     assert find_tissue_in(colloid.astype(np.uint8), 8).tissue.all()
 
 
