@@ -4,7 +4,7 @@ The slide is surveyed once at 4 µm/px, block by block, so that one without a py
 Of each block stays its picture at 8 µm/px and how sharp it is; all that follows looks at these alone.
 
 - **White balance.** Channels are divided by their 99th percentile, that of empty glass on any slide with some; where it
-  is coloured, there is none, and the brightest of the three stands for white.
+  is coloured, there is none; then the brightest of the three stands for white, and the lowest thresholds hold.
 - **Tissue** has a saturation above Otsu's threshold, or haematoxylin above Otsu's. Otsu (IEEE Trans. Syst. Man Cybern.
   9 (1979) 62) always finds two classes, also in the noise of an empty slide and within tissue that has no glass around
   it; so both thresholds are held within limits. Specks are left out and small holes are filled.
@@ -85,13 +85,15 @@ def find_tissue(slide: Slide) -> TissueMaps:
 
 def find_tissue_in(picture: NDArray[np.uint8], mpp: float) -> TissueMaps:
     """Tissue and pen in a small picture, uint8 [3, H, W] RGB, of a slide; sharpness is not looked at."""
-    white = _white(picture)
+    white, has_glass = _white(picture)
     saturation = np.empty(picture.shape[1:], np.uint8)
     haematoxylin, ink = np.empty_like(saturation), np.empty(saturation.shape, bool)
     for row in range(0, len(saturation), _ROWS):
         rows = slice(row, row + _ROWS)
         saturation[rows], haematoxylin[rows], ink[rows] = _looks(picture[:, rows], white)
-    thresholds = _threshold(saturation, _SATURATION), _threshold(haematoxylin, _HAEMATOXYLIN)
+    thresholds = (_SATURATION[0], _HAEMATOXYLIN[0])  # Otsu would part tissue alone in two
+    if has_glass:
+        thresholds = _threshold(saturation, _SATURATION), _threshold(haematoxylin, _HAEMATOXYLIN)
     tissue = saturation > 255 * thresholds[0]
     tissue |= (haematoxylin > 255 * thresholds[1]) & (saturation > 255 * _COLOURLESS)
     area = mpp**2 / 1e6  # mm² of a pixel
@@ -188,15 +190,15 @@ def _looks(
     return (255 * spread / brightest).astype(np.uint8), (255 * haematoxylin).astype(np.uint8), cool | black | crimson
 
 
-def _white(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Level of glass in each channel, [3]."""
+def _white(picture: NDArray[np.uint8]) -> tuple[NDArray[np.float32], bool]:
+    """Level of white in each channel, [3], and whether it is that of glass."""
     levels = []
     for channel in picture:
         counts = np.cumsum(np.bincount(channel.ravel(), minlength=256))
         levels.append(int(np.searchsorted(counts, counts[-1] * _GLASS / 100)))
-    if max(levels) - min(levels) > _SATURATION[0] * max(levels):
-        levels = [max(levels)] * 3
-    return np.maximum(levels, _DARKEST_GLASS).astype(np.float32)
+    has_glass = max(levels) - min(levels) <= _SATURATION[0] * max(levels)
+    white = levels if has_glass else [max(levels)] * 3
+    return np.maximum(white, _DARKEST_GLASS).astype(np.float32), has_glass
 
 
 def _threshold(values: NDArray[np.uint8], limits: tuple[float, float]) -> float:
