@@ -22,7 +22,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	try make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing nucleate and its libraries into $(VENV) (several GB with PyTorch, minutes on the first run) …"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]" --constraint constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,slides,sets]" --constraint constraints.txt
 	@touch $@
 
 clean:

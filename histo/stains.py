@@ -14,10 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from histo.dyes import HED
 from histo.errors import InputError
-
-# Ruifrok & Johnston, Anal. Quant. Cytol. Histol. 23 (2001) 291: haematoxylin, eosin, DAB.
-HED = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))
 
 _MACENKO_WHITE = 240.0  # grey level of empty glass, a little below the sensor's maximum
 _TISSUE_DENSITIES = (0.15, 0.10)  # the second is tried where the first leaves too few pixels: pale tiles

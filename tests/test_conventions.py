@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 MAY_IMPORT = {"histo": set(), "translate": {"histo"}, "pretrain": {"histo", "translate"}, "downstream": {"histo"}}
 VAGUE = {"utils", "misc", "helpers", "common", "core"}
-LATE = {"cellpose", "segmentation_models_pytorch", "openslide"}  # slow to import, or optional
+LATE = {"cellpose", "segmentation_models_pytorch", "openslide", "tiffslide"}  # slow to import, or optional
 LONGEST = 500  # lines
 HOST_PATH = re.compile(r"(?<![\w.~-])/(?:work|home|root|tmp)/[a-z]")
 

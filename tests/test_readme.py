@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from slide_specimens import tissue_on_glass, write_slide
 
 from histo.encoders import architecture, build, write_card
 from histo.tiles.packing import pack
@@ -34,7 +35,12 @@ def test_command(
     if any(part in command for part in ("translate/score.py", "translate/generate.py", "--run.init")):
         shutil.copytree(toy_run, tmp_path / "first")
     encoder = toy_run / "export" / "encoder.safetensors"
+    if "path/to/slides" in command:
+        (tmp_path / "slides").mkdir()
+        write_slide(tmp_path / "slides" / "phantom.tif", tissue_on_glass())
     places = {
+        "path/to/slides": tmp_path / "slides",
+        "path/to/tissue": tmp_path / "tissue",
         "path/to/tiles": tile_folder,
         "path/to/others": other_folder,
         "path/to/shards": shards,

@@ -32,8 +32,8 @@ class DataSettings:
     """Where tissue and masks come from, and the tiles cut from them."""
 
     tissue: list[str] | str = "phantom"
-    """folder of tiles or of shards, or URL of packed shards; several as [a, b]; phantom: procedural tissue made on the
-    fly"""
+    """folder of tiles or of shards, URL of packed shards, a slides.csv; several as [a, b]; phantom: procedural tissue made
+    on the fly"""
     target: list[str] | str | None = None
     """folder of tiles or of shards: translate the tissue into tissue like this instead of to and from masks"""
     tissue_weights: list[float] | None = None
@@ -47,7 +47,7 @@ class DataSettings:
     layout: LayoutSettings = field(default_factory=LayoutSettings)
     """what masks: layout draws; `nucleate layout fit` writes it"""
     mpp: float | None = None
-    """µm/px of the tissue where its files do not say"""
+    """µm/px of the tissue where its files do not say; slides are cut at it"""
     tile_size: int = 256
     """side of the square tiles; pixels, a power of two"""
     smallest_crop: float = 0.8
@@ -241,7 +241,9 @@ def _open_tissue(paths: list[str] | str, settings: DataSettings, seed: int) -> t
     if paths == "phantom":
         tiles: Tiles = _phantom(settings, seed, "train")
         return Domain(tiles, np.arange(len(tiles)), [len(tiles)], _phantom(settings, seed, "test")), []
-    everything = open_tiles(paths, mpp=settings.mpp, on_bad=settings.on_bad, cache_mb=settings.cache_mb)
+    everything = open_tiles(
+        paths, mpp=settings.mpp, on_bad=settings.on_bad, cache_mb=settings.cache_mb, size=settings.tile_size
+    )
     splits = everything.entries.facts("split")
     learned = everything.entries.take(splits.among(settings.split, None))
     apart = everything.entries.take(splits.among(settings.holdout))

@@ -58,7 +58,7 @@ def _named(known: NamedSet, progress: bool) -> tuple[Report, Sequence[TileEntry]
 
 def _listed(folder: Path, report: Report) -> list[TileEntry]:
     """Rows of the table whose files are there; the rest becomes findings."""
-    rows = table_rows(folder / "tiles.csv")
+    rows = table_rows(folder / "tiles.csv", COLUMNS)
     if not rows:
         raise InputError(f"{folder / 'tiles.csv'} has no rows below its header, expected one per tile; add them.")
     report.add("columns", [name for name in rows[0][1] if name not in COLUMNS])

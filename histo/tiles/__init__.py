@@ -1,6 +1,7 @@
-"""Sets of tiles: folders of images, folders with a `tiles.csv`, and shards, opened alike and mixed.
+"""Sets of tiles: folders of images, folders with a `tiles.csv`, shards, and tables of slides, opened alike and mixed.
 
-`histo.tiles.tables` says what a folder may hold, `histo.tiles.shards` what a shard may; all give the same `TileSet`.
+`histo.tiles.tables` says what a folder may hold, `histo.tiles.shards` what a shard may, and `histo.slides` how slides
+are cut; all give the same `TileSet`.
 """
 
 import difflib
@@ -160,20 +161,24 @@ def open_tiles(
     split: str | None = None,
     on_bad: Literal["error", "skip"] = "error",
     cache_mb: float = 128,
+    size: int = 256,
 ) -> TileSet:
     """Open one set of tiles, or several, one after the other.
 
     Args:
         path: a folder of images, with or without `tiles.csv`, a folder of shards, one `.tar`, the URL of a folder of
-            packed shards (see `histo.tiles.remote`), a published set as `NAME:PATH` (see `histo.datasets`), or a
-            sequence of these. A tile's `source` is the name of its folder (for packed shards, of the folder that was
-            packed), with as many parents as it takes to tell the sets apart, or the NAME.
-        mpp: µm/px of every tile. It goes before the column mpp, and that before what the image file states.
+            packed shards (see `histo.tiles.remote`), a published set as `NAME:PATH` (see `histo.datasets`), a
+            `slides.csv` (see `histo.slides.tables`), whose slides are read tile by tile, or a sequence of these. A
+            tile's `source` is the name of its folder (for packed shards, of the folder that was packed), with as many
+            parents as it takes to tell the sets apart, or the NAME.
+        mpp: µm/px of every tile. It goes before the column mpp, and that before what the image file states. Slides are
+            cut at it.
         split: keep only the tiles of this split.
         on_bad: "error" raises where a damaged file is reached; "skip" decodes every file once now, leaves the damaged
-            ones and links out of the folder out, and lists them in `TileSet.bad`. A broken rule of `tiles.csv` is an
-            error either way.
+            ones and links out of the folder out, and lists them in `TileSet.bad`; of slides it leaves out those that
+            cannot be opened, and decodes no tile. A broken rule of `tiles.csv` is an error either way.
         cache_mb: limit of the cache of decoded tiles, in megabytes per process; 0 switches it off.
+        size: side of the tiles that slides are cut into; pixels.
 
     Raises:
         InputError: nothing usable at the path, a broken rule of `tiles.csv` or of shards, an unknown split, or a wrong
@@ -191,11 +196,22 @@ def open_tiles(
     _check_folders(folders)
     parts: list[Sequence[TileEntry]] = []
     bad: list[tuple[Path, str]] = []
+    from_slides: list[range] = []
     for folder, source, known in zip(folders, _sources(folders), published, strict=True):
         if known is not None:
             alone = sum(other is not None and other.name == known.name for other in published) == 1
             source = known.name if alone else f"{known.name}:{source}"
             parts.append(known.entries(source, mpp=mpp, split=split, on_bad=on_bad))
+            continue
+        if _is_slides(folder):
+            from histo.slides.streaming import open_slides
+
+            cut, refused = open_slides(folder, source, mpp=mpp, size=size, on_bad=on_bad)
+            slides = Entries(cut)
+            parts.append(slides if split is None else slides.take(of_split(slides, split, folder)))
+            start = sum(map(len, parts[:-1]))
+            from_slides.append(range(start, start + len(parts[-1])))
+            bad += refused
             continue
         if not is_shards(folder):
             found, refused = open_folder(folder, source, mpp=mpp, split=split, on_bad=on_bad)
@@ -206,7 +222,7 @@ def open_tiles(
         parts.append(packed if split is None else packed.take(of_split(packed, split, folder)))
     entries = Entries(parts)
     if on_bad == "skip":
-        good, bad = _readable(entries, bad)
+        good, bad = _readable(entries, from_slides, bad)
         entries = entries.take(good)
     return TileSet(entries, bad=bad, cache_mb=cache_mb)
 
@@ -225,7 +241,7 @@ def _check_folders(folders: Sequence[Path]) -> None:
     for folder in folders:
         if isinstance(folder, Url):
             continue
-        if folder.is_file() and not is_shards(folder):
+        if folder.is_file() and not is_shards(folder) and not _is_slides(folder):
             raise InputError(f"{folder} is a file, expected a folder of tiles; give the folder that holds it.")
         if not folder.exists():
             raise InputError(f"{folder} does not exist, expected a folder of tiles;{_nearby(folder)} check the path.")
@@ -239,6 +255,10 @@ def _check_folders(folders: Sequence[Path]) -> None:
                 )
 
 
+def _is_slides(path: Path) -> bool:
+    return path.suffix.lower() == ".csv" and path.name != "tiles.csv" and path.is_file()  # of that, the folder is named
+
+
 def _nearby(missing: Path) -> str:
     parent = missing.parent
     names = os.listdir(parent) if parent.is_dir() else []
@@ -247,8 +267,11 @@ def _nearby(missing: Path) -> str:
 
 
 def _sources(folders: Sequence[Path]) -> list[str]:
-    names = [packed_source(folder) or folder.resolve().name for folder in folders]
     homes = [folder.resolve().parent if folder.is_file() else folder.resolve() for folder in folders]
+    names = [
+        packed_source(folder) or (home if _is_slides(folder) else folder.resolve()).name
+        for folder, home in zip(folders, homes, strict=True)
+    ]
     if len(set(names)) == len(set(zip(names, homes, strict=True))):  # archives packed together have one source
         return names
     parts = [folder.resolve().parts for folder in folders]
@@ -259,18 +282,23 @@ def _sources(folders: Sequence[Path]) -> list[str]:
     return names
 
 
-def _readable(entries: Sequence[TileEntry], bad: list[tuple[Path, str]]) -> tuple[list[int], list[tuple[Path, str]]]:
-    """Positions of the tiles that can be read, and `bad` with all others added."""
+def _readable(
+    entries: Sequence[TileEntry], unread: Sequence[range], bad: list[tuple[Path, str]]
+) -> tuple[list[int], list[tuple[Path, str]]]:
+    """Positions of the tiles that can be read, and `bad` with all others added; those of `unread` are taken as good."""
 
-    def fault(entry: TileEntry) -> str | None:
+    def fault(position: int) -> str | None:
+        if any(position in stretch for stretch in unread):
+            return None
         try:
-            entry.read()
+            entries[position].read()
         except InputError as error:
             return str(error)
         return None
 
     with ThreadPoolExecutor(2) as pool:
-        faults = list(tqdm(pool.map(fault, entries), total=len(entries), desc="checking tiles", disable=None))
+        positions = range(len(entries))
+        faults = list(tqdm(pool.map(fault, positions), total=len(entries), desc="checking tiles", disable=None))
     good = [position for position, reason in enumerate(faults) if reason is None]
     bad = bad + [(entries[position].path, reason) for position, reason in enumerate(faults) if reason is not None]
     if not good:

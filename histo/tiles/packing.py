@@ -57,32 +57,44 @@ def pack(
         raise InputError(f"shard_mb is {shard_mb}, expected MB above 0, such as 64; correct --shard_mb.")
     _refuse_occupied(out)
     tiles = open_tiles(folder, cache_mb=0)
-    name = _plain(folder.resolve().name) or "tiles"
-    facts = _Facts()
+    name = plain_name(folder.resolve().name) or "tiles"
+    facts = Facts()
     try:
         out.mkdir(parents=True, exist_ok=True)
         for path in leftovers(out):
             path.unlink()
         (out / INCOMPLETE).write_text("`nucleate pack` has not ended; run it again.\n", encoding="utf-8")
         bar = tqdm(tiles.entries, desc=f"packing {folder}", unit="tile", disable=None if progress else True)
-        shards = [_index(archive) for archive in _write_shards(out / name, _samples(bar, facts), shard_mb * 1e6)]
-        manifest = {
-            "format": FORMAT,
-            "nucleate": metadata.version("nucleate"),
-            "source": tiles.entries[0].source,
-            "bytes": sum(shard["bytes"] for shard in shards),
-            **facts.summary(),
-            "licences": [licence or UNKNOWN],
-            "shards": shards,
-        }
-        with written_whole(out / MANIFEST) as file:
-            file.write(json.dumps(manifest, indent=1, ensure_ascii=False).encode("utf-8"))
-        (out / INCOMPLETE).unlink()
+        shards = [describe_shard(archive) for archive in write_shards(out / name, _samples(bar, facts), shard_mb * 1e6)]
+        manifest = write_manifest(out, tiles.entries[0].source, facts, licence, shards)
     except OSError as error:
         raise InputError(
             f"{error.filename or out} cannot be read or written ({error.strerror}); make room or name another --out, "
             "and pack again."
         ) from error
+    return manifest
+
+
+def write_manifest(
+    out: Path, source: str, facts: "Facts", licence: str | None, shards: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Write what makes a folder of shards complete; `shards` are by `describe_shard`. Returns the manifest.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    manifest = {
+        "format": FORMAT,
+        "nucleate": metadata.version("nucleate"),
+        "source": source,
+        "bytes": sum(shard["bytes"] for shard in shards),
+        **facts.summary(),
+        "licences": [licence or UNKNOWN],
+        "shards": shards,
+    }
+    with written_whole(out / MANIFEST) as file:
+        file.write(json.dumps(manifest, indent=1, ensure_ascii=False).encode("utf-8"))
+    (out / INCOMPLETE).unlink()
     return manifest
 
 
@@ -118,7 +130,7 @@ def damage(out: Path, *, progress: bool = False) -> list[str]:
     return found
 
 
-class _Facts:
+class Facts:
     """What the manifest says of all tiles, counted as they pass."""
 
     def __init__(self) -> None:
@@ -128,14 +140,17 @@ class _Facts:
         self.mpp: list[float] = []  # lowest, highest
         self.tiles = self.masks = self.with_mpp = 0
 
-    def add(self, tile: Tile) -> None:
-        self.tiles += 1
-        self.masks += tile.instances is not None
+    def add(self, tile: TileEntry, number: int = 1) -> None:
+        """Count one tile, or several of which the same is known."""
+        if not number:
+            return
+        self.tiles += number
+        self.masks += number * (tile.mask is not None)
         for counter, value in ((self.classes, tile.label), (self.splits, tile.split), (self.patients, tile.patient)):
             if value is not None:
-                counter[value] += 1
+                counter[value] += number
         if tile.mpp is not None:
-            self.with_mpp += 1
+            self.with_mpp += number
             self.mpp = [min([*self.mpp, tile.mpp]), max([*self.mpp, tile.mpp])]
 
     def summary(self) -> dict[str, Any]:
@@ -155,10 +170,10 @@ class _Facts:
         }
 
 
-def _samples(entries: Iterable[TileEntry], facts: _Facts) -> Iterator[list[tuple[str, bytes]]]:
+def _samples(entries: Iterable[TileEntry], facts: Facts) -> Iterator[list[tuple[str, bytes]]]:
     for position, entry in enumerate(entries):
         tile = entry.read()
-        facts.add(tile)
+        facts.add(entry)
         yield _sample(position, entry, tile)
 
 
@@ -166,7 +181,7 @@ def _sample(position: int, entry: TileEntry, tile: Tile) -> list[tuple[str, byte
     """The members of one tile; the number in front makes keys unique and keeps the order."""
     if not is_unicode(entry.key):
         raise InputError(f"{entry.key!a} is no name in UTF-8, which facts are written in; rename the file.")
-    key = f"{position:08d}-{_plain(PurePosixPath(entry.key).stem)}".rstrip("-")
+    key = f"{position:08d}-{plain_name(PurePosixPath(entry.key).stem)}".rstrip("-")
     facts = {name: getattr(entry, name) for name in ("key", "label", "patient", "mpp", "split", "source")}
     image = entry.image_file()
     sample = [
@@ -181,13 +196,19 @@ def _sample(position: int, entry: TileEntry, tile: Tile) -> list[tuple[str, byte
     return sorted(sample)
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """A name of ASCII letters, digits, - and _, short enough for every tar."""
     return re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_")[:60]
 
 
-def _write_shards(stem: Path, samples: Iterator[list[tuple[str, bytes]]], limit: float) -> Iterator[Path]:
-    """Write STEM-000000.tar and so on, each of at most `limit` bytes where a tile allows it."""
+def write_shards(stem: Path, samples: Iterator[list[tuple[str, bytes]]], limit: float) -> Iterator[Path]:
+    """Write STEM-000000.tar and so on, each of at most `limit` bytes where a tile allows it; yields each when whole.
+
+    A sample is the members of one tile, as (name, content) in the order of names.
+
+    Raises:
+        OSError: one cannot be written; those before stay.
+    """
     sample = next(samples, None)
     for number in itertools.count():
         if sample is None:
@@ -208,8 +229,12 @@ def _size(sample: list[tuple[str, bytes]]) -> int:
     return sum(BLOCK + -(-len(data) // BLOCK) * BLOCK for _, data in sample)
 
 
-def _index(archive: Path) -> dict[str, Any]:
-    """Write the index of an archive; returns what the manifest says of both."""
+def describe_shard(archive: Path) -> dict[str, Any]:
+    """Write the index of an archive; returns what the manifest says of both.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     columns = scan(archive, archive.parent)
     columns["mpp"] = [None if math.isnan(value) else value for value in columns["mpp"]]
     lines = (f"{json.dumps(name)}: {json.dumps(column, ensure_ascii=False)}" for name, column in columns.items())

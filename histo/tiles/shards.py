@@ -52,6 +52,7 @@ from histo.tiles.remote import AT_ONCE, Url
 from histo.tiles.tables import MASK_FOLDERS, SUFFIXES
 
 MAX_FACTS = 2**20  # bytes of one .json or .cls
+OVERVIEWS = "overviews"  # pictures of slides that `nucleate tile` leaves beside its shards
 MASKS = (".mask.png", ".mask.tif", ".mask.tiff", ".mask.npy")
 
 
@@ -335,7 +336,9 @@ def _is_incomplete(folder: Path) -> bool:
 
 
 def _refuse_images_beside(folder: Path, archive: Path) -> None:
-    for root, _, files in os.walk(folder):
+    for root, subfolders, files in os.walk(folder):
+        if Path(root) == folder and OVERVIEWS in subfolders:
+            subfolders.remove(OVERVIEWS)
         for name in files:
             if name.lower().endswith(SUFFIXES) and not name.startswith("."):
                 raise InputError(

@@ -149,7 +149,7 @@ def images_lying(folder: Path, source: str) -> tuple[list[TileEntry], list[tuple
 
 def _from_table(folder: Path, source: str, split: str | None) -> list[TileEntry]:
     table = folder / "tiles.csv"
-    rows = table_rows(table)
+    rows = table_rows(table, COLUMNS)
     if not rows:
         raise InputError(f"{table} has no rows below its header, expected one per tile; add them.")
     entries = []
@@ -180,23 +180,23 @@ def row_entry(folder: Path, source: str, line: int, row: Mapping[str, str]) -> T
     root = folder.resolve()
     path = _inside(folder, root, row["path"], "path", where)
     mask = _inside(folder, root, row["mask"], "mask", where) if row["mask"] else None
-    mpp = _number(row["mpp"], where) if row["mpp"] else None
+    mpp = pixel_size(row["mpp"], where) if row["mpp"] else None
     texts = {name: row[name] or None for name in ("patient", "label", "split")}
     key = PurePosixPath(row["path"]).as_posix()
     return TileEntry(path=path, key=key, source=source, mpp=mpp, mask=mask, **texts)
 
 
-def table_rows(table: Path) -> list[tuple[int, dict[str, str]]]:
-    """(line, {column: text}) of every row of a `tiles.csv`; a column that the file lacks is empty.
+def table_rows(table: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+    """(line, {column: text}) of every row of a CSV; a column that the file lacks is empty, others are kept.
 
     Raises:
-        InputError: no comma-separated UTF-8, or a header that breaks the rules.
+        InputError: it is no CSV in UTF-8, lacks the column path, or has a column that looks like a slip of a known one.
     """
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
             header = [name.strip() for name in next(reader, [])]
-            _check_header(table, header)
+            _check_header(table, header, columns)
             rows = []
             for fields in reader:
                 if not fields:
@@ -206,7 +206,7 @@ def table_rows(table: Path) -> list[tuple[int, dict[str, str]]]:
                         f"line {reader.line_num} of {table} has {len(fields)} fields, expected {len(header)} as in the "
                         "header; put a field that holds a comma in double quotes."
                     )
-                row = dict.fromkeys(COLUMNS, "") | {
+                row = dict.fromkeys(columns, "") | {
                     name: field.strip() for name, field in zip(header, fields, strict=True)
                 }
                 rows.append((reader.line_num, row))
@@ -215,13 +215,13 @@ def table_rows(table: Path) -> list[tuple[int, dict[str, str]]]:
         raise InputError(f"{table} cannot be read as comma-separated UTF-8 ({error}); save it again so.") from error
 
 
-def _check_header(table: Path, header: Sequence[str]) -> None:
+def _check_header(table: Path, header: Sequence[str], columns: Sequence[str]) -> None:
     repeated = [name for name, number in Counter(header).items() if number > 1]
     if repeated:
         raise InputError(f"{table} has the column {repeated[0]!r} twice; remove one of the two.")
     for name in header:
-        meant = difflib.get_close_matches(name.lower(), COLUMNS, n=1, cutoff=0.75)
-        if name not in COLUMNS and meant and meant[0] not in header:
+        meant = difflib.get_close_matches(name.lower(), columns, n=1, cutoff=0.75)
+        if name not in columns and meant and meant[0] not in header:
             raise InputError(f"{table} has a column {name!r} that looks like {meant[0]!r}; rename the column.")
     if "path" not in header:
         raise InputError(f"{table} has no column 'path' among {', '.join(header) or 'none'}; add it to the header.")
@@ -258,7 +258,12 @@ def _inside(folder: Path, root: Path, text: str, column: str, where: str) -> Pat
     return path
 
 
-def _number(text: str, where: str) -> float:
+def pixel_size(text: str, where: str) -> float:
+    """The µm/px in a field of a CSV.
+
+    Raises:
+        InputError: it is no number above 0; `where` names the line.
+    """
     try:
         mpp = float(text)
     except ValueError:
