@@ -32,8 +32,8 @@ class DataSettings:
     """Where tissue and masks come from, and the tiles cut from them."""
 
     tissue: list[str] | str = "phantom"
-    """folder of tiles or of shards, URL of packed shards, a slides.csv; several as [a, b]; phantom: procedural tissue made
-    on the fly"""
+    """folder of tiles or of shards, URL of packed shards, NAME:PATH of a published set, a slides.csv; several as [a, b];
+    phantom: procedural tissue made on the fly"""
     target: list[str] | str | None = None
     """folder of tiles or of shards: translate the tissue into tissue like this instead of to and from masks"""
     tissue_weights: list[float] | None = None
