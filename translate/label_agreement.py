@@ -53,7 +53,7 @@ def open_labels(named: str, labelling: Labelling) -> dict[int, Label]:
     """
     entries = labelling.tissue.entries
     if named == OWN:
-        own = {k: entry.read_mask for k, entry in enumerate(entries) if entry.mask is not None}
+        own: dict[int, Label] = {k: entry.read_mask for k, entry in enumerate(entries) if entry.mask is not None}
         if not own:
             raise InputError(
                 f"--against is {OWN}, but none of the {len(entries)} tiles has a mask; name a folder of labels."
@@ -93,14 +93,8 @@ def compare_all(labels: dict[int, Label], labelling: Labelling, folder: Path) ->
         mask = labelling.mask(index, folder)
         if mask is not None:
             found = read_instances(mask)
-            truth = label((found.shape[0], found.shape[1]))
-            entry = labelling.tissue.entries[index]
-            if truth.shape != found.shape:  # shards do not look at the size
-                raise InputError(
-                    f"The label of {entry.path} is {truth.shape[0]} x {truth.shape[1]} pixels (height x width) but the "
-                    f"tile {found.shape[0]} x {found.shape[1]}; pair each label with its own tile."
-                )
-            compared.append(Compared(labelling.names[index], entry, compare(truth, found)))
+            scores = compare(label((found.shape[0], found.shape[1])), found)
+            compared.append(Compared(labelling.names[index], labelling.tissue.entries[index], scores))
     return compared
 
 

@@ -105,8 +105,8 @@ class OutputFolder:
         else:
             for folder in self.layout.folders:
                 shutil.rmtree(self.path / folder, ignore_errors=True)
-        for name in (*self.layout.tables, self.layout.note):
-            (self.path / name).unlink(missing_ok=True)
+        for file in (*self.layout.tables, self.layout.note):
+            (self.path / file).unlink(missing_ok=True)
 
     def _note(self) -> dict[str, Any] | None:
         note = self.path / self.layout.note

@@ -2,10 +2,10 @@
 
     accelerate launch -q translate/pseudomask.py --data.tissue PATH --out DIR --method cellpose
 
-Nuclei are found by Cellpose-SAM, by one of our own networks (flows), or by a watershed. What comes out is a set of tiles
-like any other: images/, labels/ (16-bit PNG) and tiles.csv. Tiles whose mask is outside the gate's ranges go to
-set_aside/, with the reason in set_aside.csv; contact.png shows outlines, summary.json says what was made and how, and
-with --against agreement.json how it compares with labels. The same command goes on where it was stopped.
+Nuclei are found by Cellpose-SAM, by one of our own networks (flows), or by a watershed. What comes out is a set of
+tiles like any other: images/, labels/ (16-bit PNG) and tiles.csv. Masks outside the gate's ranges go to set_aside/
+without their tiles, with the reason in set_aside.csv; contact.png shows outlines, summary.json says what was made and
+how, and with --against agreement.json how it compares with labels. The same command goes on where it was stopped.
 """
 
 import csv
@@ -16,7 +16,6 @@ import shlex
 import sys
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from itertools import batched
 from pathlib import Path
 from typing import Any, Literal
 
@@ -74,8 +73,8 @@ class PseudomaskSettings:
     flows: NetworkSettings = field(default_factory=NetworkSettings)
     gate: GateSettings = field(default_factory=GateSettings)
     against: str | None = None
-    """labels to compare with: a folder of instance maps named as the tiles are, a set of tiles with masks, or tissue: the
-    masks that the tissue has itself, which are not looked at otherwise"""
+    """labels to compare with: a folder of instance maps named as the tiles are, a set of tiles with masks, or tissue:
+    the masks that the tissue has itself, which are not looked at otherwise"""
     out: str | None = None
     """folder of the results, new or empty, or one that the same command has begun"""
     overwrite: bool = False
@@ -171,7 +170,7 @@ def _make_all(labelling: Labelling, folder: Path, on_bad: str) -> list[tuple[str
     skipped: list[tuple[str, str]] = []
     facts = {"revision": revision()}
 
-    def make(indices: tuple[int, ...]) -> None:
+    def make(indices: list[int]) -> None:
         try:
             labelling.make(indices, folder, facts)
         except InputError as error:
@@ -179,7 +178,7 @@ def _make_all(labelling: Labelling, folder: Path, on_bad: str) -> list[tuple[str
                 raise
             if len(indices) > 1:  # find out which of them it is
                 for index in indices:
-                    make((index,))
+                    make([index])
             else:
                 skipped.append((labelling.names[indices[0]], str(error)))
 
@@ -187,7 +186,8 @@ def _make_all(labelling: Labelling, folder: Path, on_bad: str) -> list[tuple[str
         missing = [k for k in mine if labelling.mask(k, folder) is None]
         quiet = None if state.is_main_process else True
         with tqdm(total=len(missing), desc="finding nuclei", unit="tile", disable=quiet) as bar:
-            for indices in batched(missing, labelling.finder.batch):
+            for start in range(0, len(missing), labelling.finder.batch):
+                indices = missing[start : start + labelling.finder.batch]
                 make(indices)
                 bar.update(len(indices))
     return skipped if state.num_processes == 1 else gather_object(skipped)

@@ -55,6 +55,8 @@ class CellposeSettings:
     stain: Literal["rgb", "haematoxylin"] = "rgb"
     """what the network sees. rgb: the tile as it is; haematoxylin: the amount of that stain (Ruifrok & Johnston's
     matrix) in the first channel, and nothing in the others. Either is scaled from its 1st to its 99th percentile"""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """arithmetic of the network; fp32 where a processor has no bf16 and is slow with it"""
     batch_size: int = 8
     """windows of 256² pixels that go through the network together"""
 
@@ -75,7 +77,7 @@ class CellposeFinder:
     """`CellposeModel` with weights that are at hand.
 
     Tiles that fill one window or less go through the network together. Each is scaled to its own percentiles, so it
-    does not matter which tiles it shares a batch with. On a GPU the network computes in bf16, on the CPU in fp32.
+    does not matter which tiles it shares a batch with.
 
     Raises:
         InputError: the weights are not there, damaged, or of another network than Cellpose-SAM.
@@ -86,9 +88,10 @@ class CellposeFinder:
         file = weights_file(settings)
         models = _library()
         _check_weights(file)
-        self._bf16 = device.type == "cuda"
         try:
-            self._model = models.CellposeModel(device=device, pretrained_model=str(file), use_bfloat16=self._bf16)
+            self._model = models.CellposeModel(
+                device=device, pretrained_model=str(file), use_bfloat16=settings.precision == "bf16"
+            )
         except Exception as error:  # the library raises whatever its parts do
             raise InputError(f"{file} cannot be loaded as a Cellpose-SAM model ({_reason(error)}); {_MEND}") from error
         missing = self._model.net.state_dict().keys() - _names(file) - _NOT_NEEDED
@@ -112,7 +115,6 @@ class CellposeFinder:
             "model": Path(self.settings.model).name,
             "weights_sha256": self._sha256,
             "licence": LICENCE,
-            "precision": "bf16" if self._bf16 else "fp32",
             "library": f"cellpose {version('cellpose')}",
         }
 
