@@ -206,7 +206,7 @@ def _open_masks(
     if settings.masks in ("watershed", "cellpose"):
         if not len(others):
             raise InputError(
-                f"Pseudo-masks by {settings.masks} need two tissue tiles or more: some to show, some to read masks from."
+                f"{settings.masks} pseudo-masks need two tissue tiles or more: some to show, some to read masks from."
             )
         _show(tissue, others)
         masks = MaskSet(_pseudo_masks(settings, tiles, donors, folder, progress), settings.cache_mb)
@@ -323,9 +323,7 @@ def _pseudo_masks(
         return files
     method: Method = "cellpose" if cellpose else "watershed"
     finder = open_finder(method, settings.cellpose, NetworkSettings(), processes.state().device)
-    with tqdm(
-        total=len(missing), desc=f"{settings.masks} pseudo-masks", unit="tile", disable=not progress
-    ) as bar:
+    with tqdm(total=len(missing), desc=f"{settings.masks} pseudo-masks", unit="tile", disable=not progress) as bar:
         for start in range(0, len(missing), finder.batch):
             some = missing[start : start + finder.batch]
             tiles = [tissue[donor] for donor, _ in some]
