@@ -293,8 +293,8 @@ def test_commands_that_make_no_sense(
 # Cellpose-SAM itself, on weights set by hand (see cellpose_weights)
 
 
-def dark_nuclei(folder: Path, tiles: int) -> None:
-    """Phantom tiles of 64 px."""
+def small_tissue(folder: Path, tiles: int) -> None:
+    """Phantom tiles of 64 px: one window each, several seconds on a CPU."""
     write_folder(PhantomTissue(11, size=64, count=tiles), folder)
 
 
@@ -304,7 +304,7 @@ def cellpose(weights: Path, group: str) -> list[str]:
 
 @pytest.mark.slow
 def test_cellpose_labels_tissue_and_says_its_licence(cellpose_weights: Path, tmp_path: Path) -> None:
-    dark_nuclei(tmp_path / "tissue", 2)
+    small_tissue(tmp_path / "tissue", 2)
     out = tmp_path / "out"
     main(["--data.tissue", str(tmp_path / "tissue"), "--out", str(out), *cellpose(cellpose_weights, "cellpose")])
     made = open_tiles(out)
@@ -323,7 +323,7 @@ def test_cellpose_labels_tissue_and_says_its_licence(cellpose_weights: Path, tmp
 def test_a_translator_trains_on_masks_of_cellpose_down_to_the_panels(
     cellpose_weights: Path, toy_arguments: list[str], tmp_path: Path
 ) -> None:
-    dark_nuclei(tmp_path / "tissue", 6)
+    small_tissue(tmp_path / "tissue", 4)
     run = tmp_path / "run"
     own = ["--data.tissue", str(tmp_path / "tissue"), "--data.masks", "cellpose", "--data.workers", "0"]
     short = ["--train.images", "8", "--train.panel_every", "4", "--train.log_every", "4"]
