@@ -31,6 +31,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from skimage.draw import polygon
 
 from histo.errors import InputError, writing
@@ -43,6 +44,7 @@ MAX_BYTES = 100_000_000  # a GeoJSON file takes some ten times its size in memor
 _LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16B")  # Pillow's modes with one integer per pixel
 _SPREAD = {"L;2": 85, "L;4": 17}  # what Pillow multiplies grey of 2 and 4 bits by
 _ORIENTATION = 274
+_RECORD = "nucleate"  # keyword of a PNG's text chunk
 _POLYGONS = (".geojson", ".json")  # whose size nothing but an image tells
 _SUFFIXES = (".png", ".tif", ".tiff", ".npy", *_POLYGONS)
 
@@ -193,12 +195,13 @@ def _suffix(path: Path) -> str:
     return suffix
 
 
-def write_instances(path: str | Path, instances: NDArray[Any]) -> None:
+def write_instances(path: str | Path, instances: NDArray[Any], record: dict[str, Any] | None = None) -> None:
     """Write an instance map as 16-bit greyscale PNG, atomically: readers see the old file or the whole new one.
 
     Args:
         path: ends in `.png`; its folder exists.
         instances: integer [H, W], ids from 0 to 65 535, kept as they are.
+        record: where the map comes from, kept in the file as JSON (see `read_record`).
 
     Raises:
         InputError: another suffix, no such folder, not an instance map, an id above 65 535, or a full disk.
@@ -208,17 +211,18 @@ def write_instances(path: str | Path, instances: NDArray[Any]) -> None:
         raise InputError(f"{path} ends in {path.suffix!r}, but instance maps are written as .png; rename it.")
     if not path.parent.is_dir():
         raise InputError(f"{path.parent} is not a folder; make it before writing {path.name} into it.")
-    data = encode_instances(instances, path)
+    data = encode_instances(instances, path, record)
     with writing(path), written_whole(path) as file:
         file.write(data)
 
 
-def encode_instances(instances: NDArray[Any], name: object) -> bytes:
+def encode_instances(instances: NDArray[Any], name: object, record: dict[str, Any] | None = None) -> bytes:
     """The bytes of a 16-bit greyscale PNG of an instance map.
 
     Args:
         instances: integer [H, W], ids from 0 to 65 535, kept as they are.
         name: what the error sentence calls the file.
+        record: as in `write_instances`.
 
     Raises:
         InputError: not an instance map, or an id above 65 535.
@@ -231,8 +235,27 @@ def encode_instances(instances: NDArray[Any], name: object) -> bytes:
             "or save it with numpy.save if it has more nuclei than that."
         )
     with io.BytesIO() as file:
-        Image.fromarray(instances.astype(np.uint16)).save(file, format="PNG")
+        text = PngInfo()
+        if record is not None:
+            text.add_text(_RECORD, json.dumps(record))  # escapes what Latin-1, the text of PNG, does not hold
+        Image.fromarray(instances.astype(np.uint16)).save(file, format="PNG", pnginfo=text)
         return file.getvalue()
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Where an instance map comes from, as `write_instances` noted it in the PNG.
+
+    Raises:
+        InputError: no such file, or one without a record.
+    """
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            record = json.loads(getattr(image, "text", {})[_RECORD])
+        if not isinstance(record, dict):
+            raise TypeError("it is no object")
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise InputError(f"{path} has no record of what made it ({error}); remove it, and make it again.") from error
+    return record
 
 
 def renumber(instances: NDArray[Any]) -> NDArray[np.int32]:

@@ -28,7 +28,7 @@ from histo.overlap import Corner, Grid, blend, windows
 from histo.stitching import stitch
 
 SMALLEST = 12  # pixels; what a network draws smaller than this is noise at any magnification in use
-
+MPP_TOLERANCE = 0.1  # training shows tiles at 0.8 to 1 of their size, so a tenth is nothing new to a network
 
 Head = Literal["maskrcnn", "flows", "semantic", "none"]
 DENSE = {"semantic": 1, "flows": 3}  # values for every pixel

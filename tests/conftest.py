@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from accelerate.state import AcceleratorState
+from cellpose_weights import cones, write_weights
 
 from histo.phantom import PhantomTissue
 from histo.tiles.tables import write_folder
@@ -81,3 +82,11 @@ def toy_run(toy_arguments: list[str], tmp_path_factory: pytest.TempPathFactory) 
     assert process.returncode == 0, process.stderr
     assert "Done: 160 images" in process.stdout
     return run
+
+
+@pytest.fixture(scope="session")
+def cellpose_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of Cellpose-SAM that read darkness and its slope, for nuclei of 20 px brought to its 30."""
+    path = tmp_path_factory.mktemp("cellpose") / "by_hand"
+    write_weights(path, cones(128, 40, 10)[2] / 1.5)
+    return path

@@ -13,7 +13,9 @@ import pytest
 from slide_specimens import tissue_on_glass, write_slide
 
 from histo.encoders import architecture, build, write_card
+from histo.phantom import PhantomTissue
 from histo.tiles.packing import pack
+from histo.tiles.tables import write_folder
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -24,7 +26,13 @@ SNIPPETS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command(
-    command: str, toy_arguments: list[str], tile_folder: Path, other_folder: Path, toy_run: Path, tmp_path: Path
+    command: str,
+    toy_arguments: list[str],
+    tile_folder: Path,
+    other_folder: Path,
+    toy_run: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
     """Programs come from this environment; a training gets the toy's settings after its own."""
     if command == "make demo" and os.environ.get("CI"):
@@ -32,7 +40,7 @@ def test_command(
     shards = tmp_path / "shards"
     if "--check path/to/shards" in command:
         pack(tile_folder, shards)
-    if any(part in command for part in ("translate/score.py", "translate/generate.py", "--run.init")):
+    if any(part in command for part in ("translate/score.py", "translate/generate.py", "--run.init", "--flows.model")):
         shutil.copytree(toy_run, tmp_path / "first")
     encoder = toy_run / "export" / "encoder.safetensors"
     if "path/to/slides" in command:
@@ -65,6 +73,10 @@ def test_command(
             pairs = [*shared, ("--generator.width", "8"), ("--discriminator.width", "8")]
         words += [part for key, value in pairs if key not in own for part in (key, value)]
         words += ["--train.images", "8"] + ([] if "--run.dir" in own else ["--run.dir", str(tmp_path / "run")])
+    if "cellpose" in words:  # one tile, and weights made here
+        write_folder(PhantomTissue(7, size=64, count=1), tmp_path / "tile")
+        words[words.index("--data.tissue") + 1] = str(tmp_path / "tile")
+        words += ["--cellpose.model", str(request.getfixturevalue("cellpose_weights"))]
     if "translate/score.py" in words:
         words += ["--images", "8", "--force"]
     if "translate/generate.py" in words:
@@ -85,6 +97,8 @@ def test_command(
         assert (tmp_path / "first" / "scores.json").is_file()
     if "translate/generate.py" in words:
         assert "2 of 2 made" in process.stdout
+    if "translate/pseudomask.py" in words:
+        assert "0 skipped" in process.stdout
 
 
 @pytest.fixture(scope="session")
@@ -110,4 +124,4 @@ def test_python_lines(resnet_run: Path, tile_folder: Path) -> None:
     assert names["nuclei"].shape == (96, 96)  # type: ignore[attr-defined]
     assert names["tissue"].shape == (4, 1, 3, 96, 96)  # type: ignore[attr-defined]
     assert len(SNIPPETS) == 4
-    assert len(COMMANDS) == 15
+    assert len(COMMANDS) == 17

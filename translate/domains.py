@@ -13,15 +13,18 @@ from tqdm import tqdm
 
 from histo.codec import Form
 from histo.errors import InputError, writing
+from histo.finders import Method, open_finder
+from histo.finders.cellpose_sam import LICENCE, CellposeSettings, weights_file
+from histo.finders.network import NetworkSettings
 from histo.layouts import Layouts, LayoutSettings
 from histo.masks import mask_files, read_instances, write_instances
 from histo.phantom import PhantomTissue
 from histo.randomness import draws
+from histo.running import processes
 from histo.tiles import Tile, TileCache, Tiles, TileSet, open_tiles
 from histo.tiles.entries import Entries
 from histo.tiles.remote import place
 from histo.tiles.shards import is_shards
-from histo.watershed import segment
 
 PHANTOM_MPP = 0.5
 LAYOUTS = 100_000  # drawn on the fly, so that many cost nothing
@@ -39,8 +42,10 @@ class DataSettings:
     tissue_weights: list[float] | None = None
     """share of each folder of tissue in what is shown, [1, 1] for evenly; null shows every tile equally often"""
     masks: str = "watershed"
-    """folder of instance maps or of tiles with masks; watershed: pseudo-masks of other tiles of the tissue; layout:
-    drawn from data.layout; phantom"""
+    """folder of instance maps or of tiles with masks; watershed or cellpose: pseudo-masks of other tiles of the tissue;
+    layout: drawn from data.layout; phantom"""
+    cellpose: CellposeSettings = field(default_factory=CellposeSettings)
+    """how masks: cellpose are found"""
     mask_form: Form = "paper"
     """how masks are drawn. paper: outline red, nuclei filled green and blue by type; two_channel: no outline; grey: no
     types either; binary: no texture either"""
@@ -199,14 +204,17 @@ def _open_masks(
     tiles = tissue.tiles
     order = draws(seed, "donors", 0).permutation(len(tiles))
     donors, others = np.sort(order[::2]), np.sort(order[1::2])
-    if settings.masks == "watershed":
+    if settings.masks in ("watershed", "cellpose"):
         if not len(others):
             raise InputError(
-                "Watershed pseudo-masks need two tissue tiles or more: some to show, some to read masks from."
+                f"{settings.masks} pseudo-masks need two tissue tiles or more: some to show, some to read masks from."
             )
         _show(tissue, others)
-        masks = MaskSet(_watershed_masks(tiles, donors, folder, progress), settings.cache_mb)
-        return masks, f"watershed pseudo-masks of {_apart(donors, others)}", []
+        masks = MaskSet(_pseudo_masks(settings, tiles, donors, folder, progress), settings.cache_mb)
+        origin = f"{settings.masks} pseudo-masks of {_apart(donors, others)}"
+        if settings.masks == "cellpose":
+            origin += f". {settings.cellpose.model}: {LICENCE}"
+        return masks, origin, []
     if settings.masks == "phantom":
         return _phantom(settings, seed + 1, "train"), "exact masks of phantom tissue of another seed", []
     if settings.masks == "layout":
@@ -226,7 +234,8 @@ def _open_masks(
         return TileSet(labelled, cache_mb=settings.cache_mb), origin, bad
     if not Path(settings.masks).is_dir():
         raise InputError(
-            f"--data.masks {settings.masks!r} is no folder; expected a folder of masks, watershed, layout or phantom."
+            f"--data.masks {settings.masks!r} is no folder; expected a folder of masks, watershed, cellpose, layout or "
+            "phantom."
         )
     files, bad = mask_files(Path(settings.masks), settings.on_bad)
     return MaskSet(files, settings.cache_mb), f"{len(files)} instance maps of {settings.masks}", bad
@@ -299,18 +308,33 @@ def _labelled(settings: DataSettings) -> tuple[Entries, list[tuple[Path, str]]]:
     return tiles.entries.take(found), tiles.bad
 
 
-def _watershed_masks(tissue: Tiles, donors: NDArray[np.int64], folder: Path | None, progress: bool) -> list[Path]:
-    if isinstance(tissue, TileSet):
-        tissue.require_mpp("watershed pseudo-masks")
+def _pseudo_masks(
+    settings: DataSettings, tissue: Tiles, donors: NDArray[np.int64], folder: Path | None, progress: bool
+) -> list[Path]:
+    """Files of the masks, one for each donor, those made that are not there yet."""
+    cellpose = settings.masks == "cellpose"
+    if isinstance(tissue, TileSet) and not (cellpose and settings.cellpose.diameter is not None):
+        tissue.require_mpp(f"{settings.masks} pseudo-masks")
     if folder is None:
+        if cellpose:
+            weights_file(settings.cellpose)
         return []
     with writing(folder, "name another --run.dir"):
         folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{donor:06d}.png" for donor in donors]
     missing = [(donor, file) for donor, file in zip(donors, files, strict=True) if not file.exists()]
-    for donor, file in tqdm(missing, desc="watershed pseudo-masks", unit="tile", disable=not (progress and missing)):
-        tile = tissue[donor]
-        write_instances(file, segment(tile.image, tile.mpp))
+    if not missing:
+        return files
+    method: Method = "cellpose" if cellpose else "watershed"
+    finder = open_finder(method, settings.cellpose, NetworkSettings(), processes.state().device)
+    with tqdm(total=len(missing), desc=f"{settings.masks} pseudo-masks", unit="tile", disable=not progress) as bar:
+        for start in range(0, len(missing), finder.batch):
+            some = missing[start : start + finder.batch]
+            tiles = [tissue[donor] for donor, _ in some]
+            found = finder([tile.image for tile in tiles], [tile.mpp for tile in tiles])
+            for (_, file), nuclei in zip(some, found, strict=True):
+                write_instances(file, nuclei, {"finder": finder.facts})
+            bar.update(len(some))
     return files
 
 

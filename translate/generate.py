@@ -23,15 +23,16 @@ try:
     import translate
     from histo.errors import InputError, writing
     from histo.running import processes
-    from histo.running.locks import FolderLock
     from histo.running.settings import as_yaml, read_settings, run_script
     from histo.tiles.tables import write_table
     from translate.export import revision
     from translate.inference import TrainedTranslator
-    from translate.outputs import FOLDERS, OutputFolder
+    from translate.outputs import Layout, OutputFolder
     from translate.products import Product, Renderings, Restainings, Segmentations, open_masks, open_tissue
 except ModuleNotFoundError as error:
     sys.exit(f"error: {error.name!r} is not installed: run `pip install -e .` in nucleate's folder.")
+
+LAYOUT = Layout("generate.json", ("images", "labels", "polygons"))
 
 
 @dataclass
@@ -101,6 +102,7 @@ def main(argv: list[str]) -> None:
         assert settings.out is not None
         output = OutputFolder(
             Path(settings.out),
+            LAYOUT,
             _plan(settings, translator, product),
             {
                 "translator": translator.facts(),
@@ -109,17 +111,9 @@ def main(argv: list[str]) -> None:
                 "libraries": {name: version(name) for name in ("torch", "torchvision", "timm")},
             },
         )
-        lock: FolderLock | None = None
-        try:
-            with processes.together():
-                if processes.state().is_main_process:
-                    lock = FolderLock(output.path, "--out")
-                    everything = (file for index in range(len(product)) for file in product.files(index))
-                    output.begin(everything, settings.overwrite)
+        everything = (file for index in range(len(product)) for file in product.files(index))
+        with output.work(everything, settings.overwrite):
             _make_all(product, output, settings.on_bad)
-        finally:
-            if lock:
-                lock.release()
     finally:
         processes.part()
 
@@ -214,7 +208,7 @@ def _make_all(product: Product, output: OutputFolder, on_bad: str) -> None:
     mine = range(state.process_index, len(product), state.num_processes)
     with processes.together():
         with writing(output.path):
-            for name in {file.parts[0] for file in product.files(0)} & set(FOLDERS):
+            for name in {file.parts[0] for file in product.files(0)} & set(LAYOUT.folders):
                 (output.path / name).mkdir(exist_ok=True)
         missing = [index for index in mine if not _is_made(product, output.path, index)]
         for index in tqdm(missing, desc="making", unit="image", disable=None if state.is_main_process else True):

@@ -1,33 +1,67 @@
-"""The folder of `translate/generate.py`: what was asked for is noted in it, so that the same call can go on later."""
+"""The folder of a job over many files: what was asked for is noted in it, so that the same call can go on later."""
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from histo.errors import InputError, writing
 from histo.files import written_whole
-from histo.running.locks import LOCK
+from histo.running import processes
+from histo.running.locks import LOCK, FolderLock
 
-NOTE = "generate.json"
-FOLDERS = ("images", "labels", "polygons")
 TABLE = "tiles.csv"
 FORMAT = 1
 
 
+@dataclass(frozen=True)
+class Layout:
+    """What a command writes.
+
+    note: the file that says what was asked for and what came of it.
+    folders: those of the results.
+    tables: files that are written once all results are there.
+    """
+
+    note: str
+    folders: tuple[str, ...]
+    tables: tuple[str, ...] = (TABLE,)
+
+
 class OutputFolder:
-    """An output folder and its `generate.json`.
+    """An output folder and its note.
 
     Args:
         path: the folder.
+        layout: what lies in it.
         plan: what settles the pixels, as JSON knows it; a call with another plan does not continue this work.
         facts: what else to note.
     """
 
-    def __init__(self, path: Path, plan: dict[str, Any], facts: dict[str, Any]) -> None:
-        self.path, self.plan, self.facts = path, plan, facts
+    def __init__(self, path: Path, layout: Layout, plan: dict[str, Any], facts: dict[str, Any]) -> None:
+        self.path, self.layout, self.plan, self.facts = path, layout, plan, facts
         self._beside_others = False
+
+    @contextmanager
+    def work(self, names: Iterable[Path], overwrite: bool) -> Iterator[None]:
+        """Hold the folder for this call, made ready by `begin`; all processes of the call enter and leave together.
+
+        Raises:
+            InputError: another call is at work in it, and see `begin`.
+        """
+        lock: FolderLock | None = None
+        try:
+            with processes.together():
+                if processes.state().is_main_process:
+                    lock = FolderLock(self.path, "--out")
+                    self.begin(names, overwrite)
+            yield
+        finally:
+            if lock:
+                lock.release()
 
     def begin(self, names: Iterable[Path], overwrite: bool) -> None:
         """Make the folder ready: empty, or with earlier work on the same plan.
@@ -69,13 +103,13 @@ class OutputFolder:
             for name in names:
                 (self.path / name).unlink(missing_ok=True)
         else:
-            for folder in FOLDERS:
+            for folder in self.layout.folders:
                 shutil.rmtree(self.path / folder, ignore_errors=True)
-        (self.path / TABLE).unlink(missing_ok=True)
-        (self.path / NOTE).unlink(missing_ok=True)
+        for file in (*self.layout.tables, self.layout.note):
+            (self.path / file).unlink(missing_ok=True)
 
     def _note(self) -> dict[str, Any] | None:
-        note = self.path / NOTE
+        note = self.path / self.layout.note
         if not note.is_file():
             return None
         try:
@@ -88,7 +122,7 @@ class OutputFolder:
 
     def _has_begun(self) -> bool:
         """Whether anything was made; until then a mistake in the call may be corrected."""
-        return any(path.is_file() for folder in FOLDERS for path in (self.path / folder).rglob("*"))
+        return any(path.is_file() for folder in self.layout.folders for path in (self.path / folder).rglob("*"))
 
     def _refuse_other_plan(self, past: dict[str, Any]) -> None:
         wanted = json.loads(json.dumps(self.plan))
@@ -108,7 +142,7 @@ class OutputFolder:
             "plan": self.plan,
             **self.facts,
         }
-        with writing(self.path), written_whole(self.path / NOTE) as file:
+        with writing(self.path), written_whole(self.path / self.layout.note) as file:
             file.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
 

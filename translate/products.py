@@ -19,6 +19,7 @@ from histo.images import read_image, read_mpp
 from histo.layouts import Layouts
 from histo.masks import mask_files, write_instances
 from histo.polygons import write_polygons
+from histo.segmenters import MPP_TOLERANCE
 from histo.tiles import Tiles, TileSet, open_tiles
 from histo.tiles.entries import Entries
 from histo.tiles.shards import is_shards
@@ -27,7 +28,6 @@ from translate.inference import TrainedTranslator
 from translate.networks.comod import CoModGenerator
 
 LARGEST_ID = 65_535  # of the 16-bit PNG beside the tissue
-MPP_TOLERANCE = 0.1  # training shows tiles at 0.8 to 1 of their size, so a tenth is nothing new to the networks
 T = TypeVar("T")
 Row = tuple[str, str | None, str | None, float | None, str | None, str]
 """A line of tiles.csv."""
