@@ -34,8 +34,10 @@ def test_tiles_that_give_masks_are_never_shown(domains: Domains) -> None:
     assert "no pair exists" in domains.origin
 
 
-def test_own_labels_are_unpaired_and_leave_the_test_split_out(tile_folder: Path, tmp_path: Path) -> None:
-    domains = open_domains(settings_for(tile_folder, masks=str(tile_folder)), 0, tmp_path, progress=False)
+@pytest.mark.parametrize("named", ["{}", "tnbc:{}"])
+def test_own_labels_are_unpaired_and_leave_the_test_split_out(named: str, tile_folder: Path, tmp_path: Path) -> None:
+    settings = settings_for(tile_folder, masks=named.format(tile_folder))
+    domains = open_domains(settings, 0, tmp_path, progress=False)
     giving = {Path(domains.source.tiles[k].key).stem for k in range(len(domains.source.tiles))}
     showing = {Path(domains.target.tiles[k].key).stem for k in domains.target.shown}
     held_out = {Path(domains.target.holdout[k].key).stem for k in range(len(domains.target.holdout))}

@@ -21,10 +21,8 @@ from histo.masks import mask_files, read_instances, write_instances
 from histo.phantom import PhantomTissue
 from histo.randomness import draws
 from histo.running import processes
-from histo.tiles import Tile, TileCache, Tiles, TileSet, open_tiles
+from histo.tiles import Tile, TileCache, Tiles, TileSet, is_described, open_tiles
 from histo.tiles.entries import Entries
-from histo.tiles.remote import place
-from histo.tiles.shards import is_shards
 
 PHANTOM_MPP = 0.5
 LAYOUTS = 100_000  # drawn on the fly, so that many cost nothing
@@ -35,15 +33,15 @@ class DataSettings:
     """Where tissue and masks come from, and the tiles cut from them."""
 
     tissue: list[str] | str = "phantom"
-    """folder of tiles or of shards, URL of packed shards, NAME:PATH of a published set, a slides.csv; several as [a, b];
-    phantom: procedural tissue made on the fly"""
+    """folder of tiles or of shards, URL of packed shards, NAME:PATH of a published set, or a slides.csv; several as
+    [a, b]; phantom: procedural tissue made on the fly"""
     target: list[str] | str | None = None
     """folder of tiles or of shards: translate the tissue into tissue like this instead of to and from masks"""
     tissue_weights: list[float] | None = None
     """share of each folder of tissue in what is shown, [1, 1] for evenly; null shows every tile equally often"""
     masks: str = "watershed"
-    """folder of instance maps or of tiles with masks; watershed or cellpose: pseudo-masks of other tiles of the tissue;
-    layout: drawn from data.layout; phantom"""
+    """folder of instance maps, or tiles with masks, named as tissue is; watershed or cellpose: pseudo-masks of other
+    tiles of the tissue; layout: drawn from data.layout; phantom"""
     cellpose: CellposeSettings = field(default_factory=CellposeSettings)
     """how masks: cellpose are found"""
     mask_form: Form = "paper"
@@ -220,7 +218,7 @@ def _open_masks(
     if settings.masks == "layout":
         origin = "layouts drawn from data.layout without any tissue; all tissue tiles are shown, and no pair exists"
         return _layouts(settings, seed, tiles), origin, []
-    if (Path(settings.masks) / "tiles.csv").is_file() or is_shards(place(settings.masks)):
+    if is_described(settings.masks):
         labelled, bad = _labelled(settings)
         images = {entry.path.resolve() for entry in tiles.entries} if isinstance(tiles, TileSet) else set()
         origin = f"{len(labelled)} instance maps of the tiles of {settings.masks}"

@@ -20,9 +20,8 @@ from histo.layouts import Layouts
 from histo.masks import mask_files, write_instances
 from histo.polygons import write_polygons
 from histo.segmenters import MPP_TOLERANCE
-from histo.tiles import Tiles, TileSet, open_tiles
+from histo.tiles import Tiles, TileSet, is_described, open_tiles
 from histo.tiles.entries import Entries
-from histo.tiles.shards import is_shards
 from translate.domains import MaskSet
 from translate.inference import TrainedTranslator
 from translate.networks.comod import CoModGenerator
@@ -220,16 +219,16 @@ def open_masks(
         return Layouts(translator.layout, seed, size=size or translator.tile_size, mpp=mpp, count=count)
     if size is not None:
         raise InputError(f"--size {size} is the side of layouts, but masks were named; leave it out.")
-    if not folder.is_dir() and not is_shards(folder):
+    if is_described(named):
+        tiles = open_tiles(named, mpp=mpp, cache_mb=0)
+        having = [k for k, entry in enumerate(tiles.entries) if entry.mask is not None]
+        if not having:
+            raise InputError(f"{named} names no masks; fill the column mask of its tiles.csv, or name another folder.")
+        return TileSet(tiles.entries.take(_first(having, count, folder)), cache_mb=0)
+    if not folder.is_dir():
         raise InputError(
             f"--masks {named!r} is no folder; expected a folder of masks or of tiles with masks, or layout."
         )
-    if (folder / "tiles.csv").is_file() or is_shards(folder):
-        tiles = open_tiles(folder, mpp=mpp, cache_mb=0)
-        having = [k for k, entry in enumerate(tiles.entries) if entry.mask is not None]
-        if not having:
-            raise InputError(f"{folder} names no masks; fill the column mask of its tiles.csv, or name another folder.")
-        return TileSet(tiles.entries.take(_first(having, count, folder)), cache_mb=0)
     jpegs = sorted(file for file in folder.rglob("*") if file.suffix.lower() in (".jpg", ".jpeg"))
     if jpegs:
         raise InputError(

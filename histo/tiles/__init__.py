@@ -27,7 +27,7 @@ from histo.tiles.tables import SUFFIXES, open_folder
 if TYPE_CHECKING:
     from histo.datasets import NamedSet
 
-__all__ = ["SUFFIXES", "Tile", "TileCache", "TileEntry", "TileSet", "Tiles", "open_tiles"]
+__all__ = ["SUFFIXES", "Tile", "TileCache", "TileEntry", "TileSet", "Tiles", "is_described", "open_tiles"]
 
 
 class TileCache:
@@ -225,6 +225,12 @@ def open_tiles(
         good, bad = _readable(entries, from_slides, bad)
         entries = entries.take(good)
     return TileSet(entries, bad=bad, cache_mb=cache_mb)
+
+
+def is_described(named: str) -> bool:
+    """Whether tiles are named with what is known of them, masks among it: by `tiles.csv`, as shards, or NAME:PATH."""
+    path = place(named)
+    return _published(path) is not None or is_shards(path) or (path / "tiles.csv").is_file()
 
 
 def _published(path: Path) -> "NamedSet | None":
