@@ -38,10 +38,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sets", type=Path, nargs="+", help="folders with a tiles.csv")
     parser.add_argument("--mpp", type=float, default=0.5, help="µm/px to make (default: 0.5)")
+    parser.add_argument("--assume_mpp", type=float, help="µm/px of sets that do not say")
     parser.add_argument("--out", type=Path, required=True, help="folder in which each set gets its own")
     arguments = parser.parse_args()
     for folder in arguments.sets:
-        tiles = open_tiles(str(folder))
+        tiles = open_tiles(folder, mpp=arguments.assume_mpp)
         write_folder(resampled(tiles, arguments.mpp), arguments.out / folder.name)
         print(f"{arguments.out / folder.name}: {len(tiles)} tiles at {arguments.mpp} µm/px")
 
