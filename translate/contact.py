@@ -1,13 +1,15 @@
 """A contact sheet: the outlines of pseudo-masks on their tissue, for a person to look at."""
 
 from collections.abc import Sequence
+from textwrap import wrap
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from skimage.segmentation import find_boundaries
 
-CELL, CAPTION, COLUMNS = 224, 28, 6  # pixels of a picture and of the text above it; pictures in a row
+CELL, CAPTION, COLUMNS = 224, 42, 6  # pixels of a picture and of the text above it; pictures in a row
+LETTERS = 38  # of a line above a picture
 CROP = 256  # pixels: larger tiles show their middle
 KEPT, ASIDE = (60, 255, 90), (255, 60, 60)
 
@@ -33,13 +35,14 @@ def overlay(image: NDArray[np.uint8], instances: NDArray[np.int32], colour: tupl
 
 
 def contact_sheet(pictures: Sequence[tuple[str, Image.Image]]) -> Image.Image:
-    """Pictures in rows, each under two lines of text; RGB."""
+    """Pictures in rows, each under three lines of text; RGB."""
     rows = -(-len(pictures) // COLUMNS)
     across = min(len(pictures), COLUMNS)
     sheet = Image.new("RGB", (across * (CELL + 4), rows * (CELL + CAPTION + 4)), "white")
     pen = ImageDraw.Draw(sheet)
     for k, (caption, picture) in enumerate(pictures):
         x, y = k % COLUMNS * (CELL + 4) + 2, k // COLUMNS * (CELL + CAPTION + 4) + 2
-        pen.multiline_text((x, y), caption, fill="black", font_size=11, spacing=1)
+        lines = [part for line in caption.split("\n") for part in wrap(line, LETTERS)]
+        pen.multiline_text((x, y), "\n".join(lines[:3]), fill="black", font_size=11, spacing=1)
         sheet.paste(picture, (x, y + CAPTION))
     return sheet
