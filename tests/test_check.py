@@ -1,6 +1,7 @@
 """`nucleate check`: folders broken on purpose, one fault each, and folders with nothing wrong."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -178,6 +179,21 @@ def test_a_sound_folder_has_no_findings(folder: Path) -> None:
     assert report.facts["tiles"] == "10"
     assert report.facts["sizes"] == "128 x 128 (10)"
     assert report.facts["µm/px"] == "0.25 (10)"
+
+
+def test_pictures_beside_the_tiles_are_no_tiles(folder: Path) -> None:
+    save(folder / "contact.png", pixels(folder, 0))
+    assert inspect(str(folder)).findings == {}
+
+
+def test_copies_are_told_once_each(folder: Path) -> None:
+    """Each beside the first of them: all pairs of thousands of blank tiles would fill the memory."""
+    entries = open_tiles(folder).entries
+    same = [k for k in range(10) if entries[k].split == entries[0].split][:4]
+    for k in same[1:]:
+        save(folder / "images" / f"{k}.png", pixels(folder, 0))
+        shutil.copy(folder / "labels" / "0.png", folder / "labels" / f"{k}.png")
+    assert len(inspect(str(folder)).findings["duplicates"]) == 3
 
 
 @pytest.mark.parametrize("kind", FAULTS)

@@ -134,8 +134,9 @@ def test_folders_of_tissue_in_the_shares_asked_for(tile_folder: Path, tmp_path: 
         UnpairedCrops(wrong, settings, 0)
 
 
-def test_tissue_is_not_translated_into_itself(tile_folder: Path, tmp_path: Path) -> None:
-    settings = replace(settings_for(tile_folder), target=[str(tile_folder / "images" / "..")])
+@pytest.mark.parametrize("named", ["{}/images/..", "tnbc:{}"])
+def test_tissue_is_not_translated_into_itself(named: str, tile_folder: Path, tmp_path: Path) -> None:
+    settings = replace(settings_for(tile_folder), target=[named.format(tile_folder)])
     with pytest.raises(InputError, match=r"is both in --data\.tissue and in --data\.target"):
         open_domains(settings, 0, tmp_path / "m", progress=False)
 

@@ -253,6 +253,8 @@ def test_no_place_among_the_inputs(toy_run: Path, tile_folder: Path) -> None:
     for out in (tile_folder, tile_folder / "images", toy_run / "generated"):
         with pytest.raises(InputError, match="lie in one another"):
             main([str(toy_run), "--tissue", str(tile_folder), "--out", str(out), "--overwrite"])
+    with pytest.raises(InputError, match="lie in one another"):
+        main([str(toy_run), "--tissue", f"tnbc:{tile_folder}", "--out", str(tile_folder), "--overwrite"])
     assert len(open_tiles(tile_folder)) == 10
 
 

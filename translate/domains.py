@@ -21,7 +21,7 @@ from histo.masks import mask_files, read_instances, write_instances
 from histo.phantom import PhantomTissue
 from histo.randomness import draws
 from histo.running import processes
-from histo.tiles import Tile, TileCache, Tiles, TileSet, is_described, open_tiles
+from histo.tiles import Tile, TileCache, Tiles, TileSet, is_described, local_place, open_tiles
 from histo.tiles.entries import Entries
 
 PHANTOM_MPP = 0.5
@@ -189,7 +189,7 @@ def open_domains(settings: DataSettings, seed: int, folder: Path | None, progres
 def _refuse_same(tissue: list[str] | str, target: list[str] | str) -> None:
     sources, targets = ([paths] if isinstance(paths, str) else paths for paths in (tissue, target))
     for path in targets:
-        if Path(path).resolve() in [Path(other).resolve() for other in sources]:
+        if (local_place(path) or path) in [local_place(other) or other for other in sources]:
             raise InputError(
                 f"{path} is both in --data.tissue and in --data.target, expected two kinds of tissue; name another."
             )

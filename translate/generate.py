@@ -24,6 +24,7 @@ try:
     from histo.errors import InputError, writing
     from histo.running import processes
     from histo.running.settings import as_yaml, read_settings, run_script
+    from histo.tiles import local_place
     from histo.tiles.tables import write_table
     from translate.export import revision
     from translate.inference import TrainedTranslator
@@ -149,7 +150,7 @@ def _open(settings: GenerateSettings) -> tuple[TrainedTranslator, Product]:
         )
         return translator, Renderings(translator, masks, settings.styles, settings.seed, reference, settings.truncation)
     assert settings.tissue is not None
-    tissue = open_tissue(Path(settings.tissue), count=settings.count, mpp=settings.mpp)
+    tissue = open_tissue(settings.tissue, count=settings.count, mpp=settings.mpp)
     if settings.restain:
         return translator, Restainings(translator, tissue, settings.seed, reference)
     return translator, Segmentations(translator, tissue)
@@ -162,7 +163,9 @@ def _refuse_own_inputs(settings: GenerateSettings) -> None:
         value = getattr(settings, name)
         if value is None or (name == "masks" and value == "layout"):
             continue
-        place = Path(value).resolve()
+        place = local_place(value)
+        if place is None:
+            continue
         if out == place or out.is_relative_to(place) or place.is_relative_to(out):
             raise InputError(
                 f"--out {settings.out} and --{name} {value} lie in one another; name a folder beside them."
@@ -193,8 +196,8 @@ def _plan(settings: GenerateSettings, translator: TrainedTranslator, product: Pr
 
 
 def _place(named: str | None) -> str | None:
-    """A folder however it was spelled; `layout` is none."""
-    return named if named in (None, "layout") else str(Path(named).resolve())
+    """Tiles however they were spelled; `layout` has no place."""
+    return named if named in (None, "layout") else str(local_place(named) or named)
 
 
 def _contents(named: str | None) -> str | None:

@@ -16,9 +16,8 @@ from histo import bootstrap
 from histo.errors import InputError
 from histo.masks import mask_files, read_instances
 from histo.metrics import InstanceScores, compare
-from histo.tiles import open_tiles
+from histo.tiles import is_described, open_tiles
 from histo.tiles.entries import TileEntry
-from histo.tiles.shards import is_shards
 from translate.labelling import Labelling
 
 OWN = "tissue"
@@ -61,8 +60,8 @@ def open_labels(named: str, labelling: Labelling) -> dict[int, Label]:
         return own
     labels: dict[str, Label]
     folder = Path(named)
-    if (folder / "tiles.csv").is_file() or is_shards(folder):
-        known = [entry for entry in open_tiles(folder, cache_mb=0).entries if entry.mask is not None]
+    if is_described(named):
+        known = [entry for entry in open_tiles(named, cache_mb=0).entries if entry.mask is not None]
         labels = {labelling.name(entry.source, entry.key): entry.read_mask for entry in known}
     elif folder.is_dir():
         files = mask_files(folder)[0]
@@ -122,6 +121,7 @@ def _group(source: str, tissue: str | None, members: list[Compared], seed: int) 
     ]
     values = np.array([[getattr(one.scores, name) for name in SCORES.values()] for one in members])
     low, high = bootstrap.mean_interval(values, patients, seed)
+    known = len(set(patients)) > 1  # of a single one nothing is known
     return {
         "set": source,
         "tissue": tissue,
@@ -131,12 +131,21 @@ def _group(source: str, tissue: str | None, members: list[Compared], seed: int) 
         "true_nuclei": sum(one.scores.true_nuclei for one in members),
         "found_nuclei": sum(one.scores.predicted_nuclei for one in members),
         **{
-            name: {"mean": round(mean, 4), "low": round(least, 4), "high": round(most, 4)}
+            name: {
+                "mean": round(mean, 4),
+                "low": round(least, 4) if known else None,
+                "high": round(most, 4) if known else None,
+            }
             for name, mean, least, most in zip(
                 SCORES, values.mean(0).tolist(), low.tolist(), high.tolist(), strict=True
             )
         },
     }
+
+
+def _in_words(score: dict[str, float | None]) -> str:
+    interval = "–" if score["low"] is None else f"{score['low']:.3f}, {score['high']:.3f}"
+    return f"{score['mean']:.3f} [{interval}]"
 
 
 def as_table(report: dict[str, Any]) -> str:
@@ -146,7 +155,7 @@ def as_table(report: dict[str, Any]) -> str:
         f"|---|---|---|---|---|{'---|' * len(SCORES)}",
     ]
     for group in report["groups"]:
-        scores = [f"{group[name]['mean']:.3f} [{group[name]['low']:.3f}, {group[name]['high']:.3f}]" for name in SCORES]
+        scores = [_in_words(group[name]) for name in SCORES]
         facts = [group["set"], group["tissue"] or "", group["tiles"], group["patients"] or "unknown"]
         nuclei = f"{group['found_nuclei']} / {group['true_nuclei']}"
         lines.append(f"| {' | '.join(map(str, [*facts, nuclei, *scores]))} |")

@@ -4,16 +4,19 @@ A tile is done when its mask is there, in labels/ or in set_aside/. Every mask s
 `histo.masks.read_record`), so that a folder can be continued, summed up, and taken apart.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from histo.errors import InputError, writing
 from histo.files import written_whole
 from histo.finders import Finder
 from histo.masks import read_record, write_instances
-from histo.tiles import TileSet
+from histo.tiles import SUFFIXES, TileSet
 from translate.outputs import Layout
 from translate.quality import GateSettings, Quality, measure
 
@@ -66,7 +69,8 @@ class Labelling:
 
     def image(self, index: int) -> Path:
         """The copy of a kept tile, relative to the folder."""
-        return Path(IMAGES, self.names[index] + PurePosixPath(self.tissue.entries[index].key).suffix)
+        suffix = PurePosixPath(self.tissue.entries[index].key).suffix
+        return Path(IMAGES, self.names[index] + (suffix if suffix.lower() in SUFFIXES else ".png"))
 
     def label(self, index: int) -> Path:
         """The mask of a kept tile."""
@@ -82,20 +86,19 @@ class Labelling:
             (folder / file for file in (self.label(index), self.aside(index)) if (folder / file).is_file()), None
         )
 
-    def make(self, indices: Sequence[int], folder: Path, facts: dict[str, Any]) -> None:
+    def make(self, images: Mapping[int, NDArray[np.uint8]], folder: Path, facts: dict[str, Any]) -> None:
         """Find the nuclei of some tiles and write their files, each whole or not at all, a tile's mask last.
 
         Args:
+            images: of the tiles, by their index.
             facts: for the record in each mask, beside those of the finder and of the tile.
 
         Raises:
-            InputError: a tile that cannot be read, or that the finder refuses.
+            InputError: a tile that the finder refuses, or a file that cannot be written.
         """
-        entries = [self.tissue.entries[index] for index in indices]
-        images = [self.tissue.image(index) for index in indices]
-        for index, entry, image, nuclei in zip(
-            indices, entries, images, self.finder(images, [entry.mpp for entry in entries]), strict=True
-        ):
+        entries = [self.tissue.entries[index] for index in images]
+        found = self.finder(list(images.values()), [entry.mpp for entry in entries])
+        for (index, image), entry, nuclei in zip(images.items(), entries, found, strict=True):
             assert entry.mpp is not None
             quality = measure(image, nuclei, entry.mpp)
             reason = self._gate.reason(quality)

@@ -241,16 +241,16 @@ def open_masks(
     return MaskSet(files, cache_mb=0)
 
 
-def open_tissue(folder: Path, *, count: int | None, mpp: float | None) -> TileSet:
+def open_tissue(named: str, *, count: int | None, mpp: float | None) -> TileSet:
     """The tissue a user names.
 
     Raises:
         InputError: nothing usable, or more asked for than there is.
     """
-    tiles = open_tiles(folder, mpp=mpp, cache_mb=0)
+    tiles = open_tiles(named, mpp=mpp, cache_mb=0)
     entries = tiles.entries
     assert isinstance(entries, Entries)
-    return TileSet(entries.take(_first(range(len(tiles)), count, folder)), cache_mb=0)
+    return TileSet(entries.take(_first(range(len(tiles)), count, named)), cache_mb=0)
 
 
 def write_image(path: Path, image: NDArray[np.uint8]) -> None:
@@ -265,9 +265,9 @@ def write_image(path: Path, image: NDArray[np.uint8]) -> None:
         file.write(data.getvalue())
 
 
-def _first(items: Sequence[T], count: int | None, folder: Path) -> list[T]:
+def _first(items: Sequence[T], count: int | None, named: str | Path) -> list[T]:
     if count is not None and count > len(items):
-        raise InputError(f"--count is {count}, but {folder} holds {len(items)}; ask for that many, or leave it out.")
+        raise InputError(f"--count is {count}, but {named} holds {len(items)}; ask for that many, or leave it out.")
     return list(items[:count])
 
 

@@ -22,6 +22,7 @@ from typing import Any, Literal
 try:
     import numpy as np
     from accelerate.utils import gather_object
+    from numpy.typing import NDArray
     from tqdm import tqdm
 
     from histo.errors import InputError, writing
@@ -32,7 +33,7 @@ try:
     from histo.masks import read_instances
     from histo.running import processes
     from histo.running.settings import as_yaml, read_settings, run_script
-    from histo.tiles import open_tiles
+    from histo.tiles import local_place, open_tiles
     from histo.tiles.tables import write_table
     from translate import contact
     from translate.export import revision
@@ -145,7 +146,9 @@ def _refuse_own_inputs(settings: PseudomaskSettings) -> None:
     ]:
         if value is None or (name == "against" and value == "tissue"):
             continue
-        place = Path(value).resolve()
+        place = local_place(value)
+        if place is None:
+            continue
         if out == place or out.is_relative_to(place) or place.is_relative_to(out):
             raise InputError(f"--out {settings.out} and --{name} {value} lie in one another; name a folder beside.")
 
@@ -170,17 +173,14 @@ def _make_all(labelling: Labelling, folder: Path, on_bad: str) -> list[tuple[str
     skipped: list[tuple[str, str]] = []
     facts = {"revision": revision()}
 
-    def make(indices: list[int]) -> None:
+    def read(index: int) -> NDArray[np.uint8] | None:
         try:
-            labelling.make(indices, folder, facts)
+            return labelling.tissue.image(index)
         except InputError as error:
             if on_bad == "error":
                 raise
-            if len(indices) > 1:  # find out which of them it is
-                for index in indices:
-                    make([index])
-            else:
-                skipped.append((labelling.names[indices[0]], str(error)))
+            skipped.append((labelling.names[index], str(error)))
+            return None
 
     with processes.together():
         missing = [k for k in mine if labelling.mask(k, folder) is None]
@@ -188,7 +188,8 @@ def _make_all(labelling: Labelling, folder: Path, on_bad: str) -> list[tuple[str
         with tqdm(total=len(missing), desc="finding nuclei", unit="tile", disable=quiet) as bar:
             for start in range(0, len(missing), labelling.finder.batch):
                 indices = missing[start : start + labelling.finder.batch]
-                make(indices)
+                images = {index: image for index in indices if (image := read(index)) is not None}
+                labelling.make(images, folder, facts)
                 bar.update(len(indices))
     return skipped if state.num_processes == 1 else gather_object(skipped)
 

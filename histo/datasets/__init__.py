@@ -87,13 +87,13 @@ def facts(name: str) -> Facts:
 
 
 def named_set(text: str | Path) -> NamedSet | None:
-    """The set that `NAME:PATH` or `NAME@PART:PATH` means; None for a plain path, or one that exists as it is.
+    """The set that `NAME:PATH` or `NAME@PART:PATH` means; None for a URL, a plain path, or one that exists.
 
     Raises:
         InputError: no such set, or no such part of it.
     """
     match = _NAMED.fullmatch(str(text))
-    if match is None or Path(text).exists():
+    if match is None or "://" in str(text) or Path(text).exists():
         return None
     name, parts = match["name"], tuple(match["parts"].split("@")[1:])
     known = facts(name).parts

@@ -36,7 +36,9 @@ FACTS = Facts(
     | {f"fold{k}": f"splits train and test of dsfold{k}.txt" for k in range(1, 6)},
     notes="µm/px are the authors' and do not fit the nuclei, which they make 2 to 4 µm wide at 100x and 200x; give "
     "--data.mpp if you know better. No split unless a fold is asked for. 14-13412 is in it twice, as ductal and as "
-    "lobular carcinoma, and fold 1 has the one in train and the other in test. A few images are 456 px high.",
+    "lobular carcinoma, and fold 1 has the one in train and the other in test. Letters after a "
+    "number are kept, as its authors count patients, but 14-22549AB and 14-22549CD may be one. A few images are 456 px "
+    "high.",
     unconfirmed=("mpp", "get"),
 )
 _NAME = re.compile(r"SOB_[BM]_([A-Z]+)-(\d+-\w+)-(40|100|200|400)-\d+")

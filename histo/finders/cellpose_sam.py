@@ -111,7 +111,7 @@ class CellposeFinder:
         settings = asdict(self.settings)
         return {
             "method": "cellpose",
-            **{name: settings[name] for name in settings.keys() - {"download", "batch_size", "model"}},
+            **{name: settings[name] for name in sorted(settings.keys() - {"download", "batch_size", "model"})},
             "model": Path(self.settings.model).name,
             "weights_sha256": self._sha256,
             "licence": LICENCE,

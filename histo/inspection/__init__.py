@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import combinations
 
 import numpy as np
 from tqdm import tqdm
@@ -89,7 +88,7 @@ def _copies(entries: Sequence[TileEntry], looks: Sequence[Look], report: Report)
     for k, seen in enumerate(looks):
         if seen.digest:
             groups.setdefault(seen.digest, []).append(k)
-    same = {pair for group in groups.values() for pair in combinations(group, 2)}
+    same = {(group[0], copy) for group in groups.values() for copy in group[1:]}  # not all pairs of many blank tiles
     first = [group[0] for group in groups.values() if looks[group[0]].spectrum is not None]
     if len(first) > MOST_COMPARED:
         report.notes.append(f"near-duplicates were looked for among the first {MOST_COMPARED} tiles alone.")

@@ -12,6 +12,7 @@ from histo.inspection.report import Report
 from histo.tiles import open_tiles
 from histo.tiles.entries import TileEntry
 from histo.tiles.integrity import integrity
+from histo.tiles.remote import place
 from histo.tiles.shards import is_shards
 from histo.tiles.tables import COLUMNS, MASK_FOLDERS, SUFFIXES, images_lying, row_entry, table_rows, with_mpp
 
@@ -27,10 +28,10 @@ def opened(path: str, *, progress: bool) -> tuple[Report, Sequence[TileEntry]]:
     Raises:
         InputError: there is nothing that can be read as tiles.
     """
+    folder = place(path)
     known = named_set(path)
     if known is not None:
         return _named(known, progress)
-    folder = Path(path)
     if is_shards(folder) or not folder.is_dir():
         tiles = open_tiles(folder)  # which says what is wrong with a path that is neither
         return Report(f"{folder}: shards"), tiles.entries
@@ -77,8 +78,9 @@ def _listed(folder: Path, report: Report) -> list[TileEntry]:
         report.add("missing files", missing)
         if not missing:
             entries.append(with_mpp(entry, None))
-    images = {str(path) for path in _images(folder)}
     named = {str(folder / key) for key in lines}
+    homes = {Path(name).parent for name in named}  # a picture elsewhere is no forgotten tile
+    images = {str(path) for path in _images(folder) if path.parent in homes}
     report.add("unlisted images", sorted(images - named - {str(entry.mask) for entry in entries}))
     with_mask = [entry for entry in entries if entry.mask is not None]
     if with_mask:

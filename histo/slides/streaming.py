@@ -179,7 +179,10 @@ def open_slides(
         InputError: no `mpp`, a broken rule of the table, no tile in any slide, and see `on_bad`.
     """
     if mpp is None:
-        raise InputError(f"{table} lists slides, which are cut at a µm/px, and none was given; give --data.mpp.")
+        raise InputError(
+            f"{table} lists slides, which are cut at a µm/px, and none was given; give --data.mpp, or cut them with "
+            "`nucleate tile`."
+        )
     tiling, rows, slides = Tiling(mpp, size), list_slides(table), OpenSlides()
     folder = table.parent / f"{table.stem}.tissue"
 

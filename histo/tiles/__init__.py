@@ -27,7 +27,17 @@ from histo.tiles.tables import SUFFIXES, open_folder
 if TYPE_CHECKING:
     from histo.datasets import NamedSet
 
-__all__ = ["SUFFIXES", "Tile", "TileCache", "TileEntry", "TileSet", "Tiles", "is_described", "open_tiles"]
+__all__ = [
+    "SUFFIXES",
+    "Tile",
+    "TileCache",
+    "TileEntry",
+    "TileSet",
+    "Tiles",
+    "is_described",
+    "local_place",
+    "open_tiles",
+]
 
 
 class TileCache:
@@ -233,8 +243,15 @@ def is_described(named: str) -> bool:
     return _published(path) is not None or is_shards(path) or (path / "tiles.csv").is_file()
 
 
+def local_place(named: str) -> Path | None:
+    """Where the tiles a user names lie on this machine, links followed; None for a URL."""
+    path = place(named)
+    known = _published(path)
+    return None if isinstance(path, Url) else (path if known is None else known.folder).resolve()
+
+
 def _published(path: Path) -> "NamedSet | None":
-    if isinstance(path, Url) or ":" not in str(path):
+    if ":" not in str(path):
         return None
     from histo.datasets import named_set
 

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from histo.errors import InputError
 from histo.images import MAX_PIXELS
 
+MAX_CHANNELS = 16  # of an image, or classes of nuclei
+
 
 def npy_array(path: Path, *, dimensions: int) -> NDArray[Any]:
     """A .npy file, memory-mapped and read-only; nothing is unpickled.
@@ -96,10 +98,10 @@ def _is_8_bit(row: NDArray[Any]) -> bool:
 
 
 def _check_row(path: Path, shape: tuple[int, ...]) -> None:
-    if len(shape) != 4 or shape[1] * shape[2] > MAX_PIXELS or int(path.name) >= shape[0]:
+    if len(shape) != 4 or shape[1] * shape[2] > MAX_PIXELS or shape[3] > MAX_CHANNELS or int(path.name) >= shape[0]:
         raise InputError(
             f"{path.parent} has shape {list(shape)}, expected [N, height, width, channels] of at most {MAX_PIXELS:,} "
-            f"pixels and more than {path.name} rows; unpack the set again."
+            f"pixels, {MAX_CHANNELS} channels and more than {path.name} rows; unpack the set again."
         )
 
 
