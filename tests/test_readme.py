@@ -124,4 +124,4 @@ def test_python_lines(resnet_run: Path, tile_folder: Path) -> None:
     assert names["nuclei"].shape == (96, 96)  # type: ignore[attr-defined]
     assert names["tissue"].shape == (4, 1, 3, 96, 96)  # type: ignore[attr-defined]
     assert len(SNIPPETS) == 4
-    assert len(COMMANDS) == 17
+    assert len(COMMANDS) == 21
