@@ -141,6 +141,18 @@ def test_several_processes_write_the_same(cut: Path, slide_files: Path, tmp_path
     assert contents(out) == contents(cut)
 
 
+def test_a_slide_leaves_shards_alone_whose_names_begin_like_its_own(tmp_path: Path) -> None:
+    folder, out = tmp_path / "cohort", tmp_path / "shards"
+    folder.mkdir()
+    for name in ("A-1.svs", "A.tif", "A-1-000000.tif"):
+        write_slide(folder / name, tissue_on_glass(1, 1))
+    rows = ["A-1.svs", "A-1-000000.tif", "A.tif"]
+    (folder / "slides.csv").write_text("\n".join(["path", *rows, ""]), encoding="utf-8")
+    assert main([str(folder), "--out", str(out), "--mpp", "1.0", "--size", "128"]) == 0
+    assert damage(out) == []
+    assert {tile.key.split("/")[0] for tile in open_tiles(out).entries} == set(rows)
+
+
 def test_glass_alone_is_told(slide_files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "shards"
     assert main([str(slide_files / "glass.tif"), "--out", str(out), "--mpp", "0.5"]) == 1

@@ -6,11 +6,11 @@ and the folder opens like any other shards.
 """
 
 import hashlib
-import itertools
 import json
 import multiprocessing
+import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -34,6 +34,7 @@ from histo.tiles.packing import Facts, describe_shard, plain_name, write_manifes
 from histo.tiles.shards import OVERVIEWS
 
 NOTE, REPORT, RECORDS = "tile.json", "report.json", "slides"
+_SHARD = re.compile(rf"(.+)-[0-9]{{6,}}\.(tar|index\.json)({re.escape(PARTIAL)})?")  # of the slide of that name
 
 
 @dataclass(frozen=True)
@@ -208,7 +209,7 @@ def cut_slide(out: Path, job: TileJob, row: SlideRow, name: str, progress: bool 
         InputError: it cannot be opened or surveyed.
         OSError: a file cannot be written.
     """
-    for path in itertools.chain(out.glob(f"{name}-[0-9]*.tar*"), out.glob(f"{name}-[0-9]*.index.json*")):
+    for path in _shards_of(out, {name}):
         path.unlink()
     with Slide(row.path, row.mpp) as slide:
         grid, maps = grid_of(slide, job.tiling)
@@ -292,6 +293,12 @@ def _finished(out: Path, name: str) -> dict[str, Any] | None:
         if not archive.is_file() or archive.stat().st_size != shard["bytes"]:
             return None
     return record
+
+
+def _shards_of(out: Path, names: Collection[str]) -> list[Path]:
+    """Shards and indices of slides, whole or not; those of A-1 are not A's, though their names begin alike."""
+    found = ((path, _SHARD.fullmatch(path.name)) for path in out.iterdir())
+    return [path for path, match in found if match and match[1] in names]
 
 
 def _sweep(out: Path) -> None:
