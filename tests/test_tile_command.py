@@ -153,6 +153,42 @@ def test_a_slide_leaves_shards_alone_whose_names_begin_like_its_own(tmp_path: Pa
     assert {tile.key.split("/")[0] for tile in open_tiles(out).entries} == set(rows)
 
 
+def cut_again(slide_files: Path, out: Path, *more: str) -> int:
+    """The command of `cut`."""
+    arguments = ["--mpp", "1.0", "--size", "128", "--shard_mb", "0.1", *more]
+    return main([str(slide_files), "--out", str(out), *arguments])
+
+
+@pytest.mark.parametrize("name", ["tile.json", "report.json", "slides/glass.json", "slides/sub_a.json"])
+@pytest.mark.parametrize(
+    "content", ["{}", '{"plan": 1, "kept": 1, "dropped": {}, "slides": [{}], "shards": [{}]}', "["]
+)
+def test_damaged_records_are_told(name: str, content: str, cut: Path, slide_files: Path, tmp_path: Path) -> None:
+    out = tmp_path / "shards"
+    shutil.copytree(cut, out)
+    found = next(path for path in out.glob(name.replace(".json", "*.json")))
+    found.write_text(content)
+    with pytest.raises(InputError, match=rf"{found.name} is damaged \(.*\); remove it"):
+        cut_again(slide_files, out)
+
+
+def test_lost_and_cut_shards_of_a_finished_job_are_cut_anew(
+    cut: Path, slide_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut_slide, done = tiling.cut_slide, []
+    monkeypatch.setattr(tiling, "cut_slide", lambda *a, **o: done.append(a[3]) or cut_slide(*a, **o))
+    for number, harm in enumerate(
+        (Path.unlink, lambda path: os.truncate(path, 1000), lambda path: path.with_suffix(".index.json").unlink())
+    ):
+        out = tmp_path / str(number)
+        shutil.copytree(cut, out)
+        harm(sorted(out.glob("sub_a-*.tar"))[-1])
+        done.clear()
+        assert cut_again(slide_files, out) == 0
+        assert len(done) == 1
+        assert contents(out) == contents(cut)
+
+
 def test_glass_alone_is_told(slide_files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "shards"
     assert main([str(slide_files / "glass.tif"), "--out", str(out), "--mpp", "0.5"]) == 1

@@ -10,7 +10,7 @@ import json
 import multiprocessing
 import re
 import shutil
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -29,11 +29,17 @@ from histo.slides.resampling import read_grid, sampling_of
 from histo.slides.streaming import encoded, place_name
 from histo.slides.tables import SlideRow
 from histo.tiles.entries import TileEntry
-from histo.tiles.manifests import INCOMPLETE, MANIFEST
+from histo.tiles.manifests import INCOMPLETE, MANIFEST, index_path
 from histo.tiles.packing import Facts, describe_shard, plain_name, write_manifest, write_shards
 from histo.tiles.shards import OVERVIEWS
 
 NOTE, REPORT, RECORDS = "tile.json", "report.json", "slides"
+# What is relied on of these files, and its types.
+_NOTE = {"plan": dict}
+_TOTALS = {"kept": int, "dropped": dict, "slides": list}
+_COUNTS = {"slide": str, "kept": int, "dropped": dict, "mpp": (int, float)}
+_RECORD = {**_COUNTS, "shards": list}
+_STORED = {"name": str, "bytes": int}
 _SHARD = re.compile(rf"(.+)-[0-9]{{6,}}\.(tar|index\.json)({re.escape(PARTIAL)})?")  # of the slide of that name
 
 
@@ -101,12 +107,13 @@ def ready(
 
 
 def begin(out: Path, job: TileJob, *, overwrite: bool) -> bool:
-    """Make the folder ready; returns whether the job is finished already.
+    """Make the folder ready; returns whether the job is finished already, all its shards there with their bytes.
 
     Raises:
-        InputError: the folder holds something else, or work on another plan that is not to be overwritten.
+        InputError: the folder holds something else, work on another plan that is not to be overwritten, or damaged
+            records.
     """
-    note = _json(out / NOTE)
+    note = _json(out / NOTE, _NOTE)
     others = sorted(entry.name for entry in out.glob("*") if entry.name != LOCK) if out.is_dir() else []
     if note is None and others:
         raise InputError(f"--out {out} holds {others[0]}, which is not of `nucleate tile`; name a new folder.")
@@ -121,12 +128,14 @@ def begin(out: Path, job: TileJob, *, overwrite: bool) -> bool:
                     f"{name} is {wanted.get(name)!r}, but {out} was begun with {note['plan'].get(name)!r}; put it back "
                     "to continue, name a new --out, or add --overwrite."
                 )
-        if (out / MANIFEST).is_file() and (out / REPORT).is_file():
+        ended = (out / MANIFEST).is_file() and (out / REPORT).is_file()
+        if ended and all(_finished(out, name) is not None for name in _names(job.rows)):
             return True
     with writing(out):
         for folder in (RECORDS, OVERVIEWS):
             (out / folder).mkdir(parents=True, exist_ok=True)
         (out / INCOMPLETE).write_text("`nucleate tile` has not ended; run it again.\n", encoding="utf-8")
+        (out / MANIFEST).unlink(missing_ok=True)  # where a shard was lost since
         _write_json(out / NOTE, {"plan": job.plan()})
     return False
 
@@ -196,9 +205,11 @@ def read_report(out: Path) -> dict[str, Any]:
     Raises:
         InputError: it is damaged.
     """
-    report = _json(out / REPORT)
+    report = _json(out / REPORT, _TOTALS)
     if report is None:
         raise InputError(f"{out / REPORT} is missing; add --overwrite to cut the slides again.")
+    for record in report["slides"]:
+        _check(record, _COUNTS, out / REPORT)
     return report
 
 
@@ -285,12 +296,14 @@ def _names(rows: Sequence[SlideRow]) -> list[str]:
 
 def _finished(out: Path, name: str) -> dict[str, Any] | None:
     """The record of a slide that is done, None where it or one of its shards is not."""
-    record = _json(out / RECORDS / f"{name}.json")
+    path = out / RECORDS / f"{name}.json"
+    record = _json(path, _RECORD)
     if record is None:
         return None
     for shard in record["shards"]:
+        _check(shard, _STORED, path)
         archive = out / shard["name"]
-        if not archive.is_file() or archive.stat().st_size != shard["bytes"]:
+        if not archive.is_file() or archive.stat().st_size != shard["bytes"] or not index_path(archive).is_file():
             return None
     return record
 
@@ -317,13 +330,23 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
         file.write((json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode("utf-8"))
 
 
-def _json(path: Path) -> dict[str, Any] | None:
+def _json(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged ({error}); remove it, or name a new --out.") from error
+    _check(content, wanted, path)
+    return content
+
+
+def _check(content: Any, wanted: Mapping[str, Any], path: Path) -> None:
+    """Refuse JSON that is no object, or lacks one of the named values of their types."""
     if not isinstance(content, dict):
         raise InputError(f"{path} is damaged (no object); remove it, or name a new --out.")
-    return content
+    for name, kind in wanted.items():
+        if not isinstance(content.get(name), kind):
+            raise InputError(f"{path} is damaged (no {name!r}); remove it, or name a new --out.")
+    if "dropped" in wanted:
+        _check(content["dropped"], dict.fromkeys(REASONS, int), path)
