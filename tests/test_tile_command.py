@@ -189,6 +189,19 @@ def test_lost_and_cut_shards_of_a_finished_job_are_cut_anew(
         assert contents(out) == contents(cut)
 
 
+def test_overwriting_removes_what_was_cut_alone(cut: Path, slide_files: Path, tmp_path: Path) -> None:
+    out = tmp_path / "shards"
+    shutil.copytree(cut, out)
+    next(out.glob("sub_a-*.tar")).with_suffix(".tar.partial").write_bytes(b"half a shard")
+    strange = ("mine.tar", "sub_a.tar", "other-000000.tar", "notes.index.json", "thesis.partial")
+    for name in strange:
+        (out / name).write_bytes(b"years of work")
+    assert cut_again(slide_files, out, "--overwrite") == 0
+    found = contents(out)
+    assert {name: found.pop(name) for name in strange} == dict.fromkeys(strange, b"years of work")
+    assert found == contents(cut)
+
+
 def test_glass_alone_is_told(slide_files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "shards"
     assert main([str(slide_files / "glass.tif"), "--out", str(out), "--mpp", "0.5"]) == 1

@@ -35,7 +35,7 @@ from histo.tiles.shards import OVERVIEWS
 
 NOTE, REPORT, RECORDS = "tile.json", "report.json", "slides"
 # What is relied on of these files, and its types.
-_NOTE = {"plan": dict}
+_NOTE = {"plan": dict, "names": list}
 _TOTALS = {"kept": int, "dropped": dict, "slides": list}
 _COUNTS = {"slide": str, "kept": int, "dropped": dict, "mpp": (int, float)}
 _RECORD = {**_COUNTS, "shards": list}
@@ -119,7 +119,7 @@ def begin(out: Path, job: TileJob, *, overwrite: bool) -> bool:
         raise InputError(f"--out {out} holds {others[0]}, which is not of `nucleate tile`; name a new folder.")
     if note is not None and overwrite:
         with writing(out):
-            _sweep(out)
+            _sweep(out, set(map(str, note["names"])))
     elif note is not None:
         wanted = json.loads(json.dumps(job.plan()))
         for name in wanted | note["plan"]:
@@ -136,7 +136,7 @@ def begin(out: Path, job: TileJob, *, overwrite: bool) -> bool:
             (out / folder).mkdir(parents=True, exist_ok=True)
         (out / INCOMPLETE).write_text("`nucleate tile` has not ended; run it again.\n", encoding="utf-8")
         (out / MANIFEST).unlink(missing_ok=True)  # where a shard was lost since
-        _write_json(out / NOTE, {"plan": job.plan()})
+        _write_json(out / NOTE, {"plan": job.plan(), "names": _names(job.rows)})
     return False
 
 
@@ -314,12 +314,17 @@ def _shards_of(out: Path, names: Collection[str]) -> list[Path]:
     return [path for path, match in found if match and match[1] in names]
 
 
-def _sweep(out: Path) -> None:
-    """Remove what this command wrote, its note last: until then, a killed call is still known as this command's."""
-    for name in [MANIFEST, REPORT, *(shard.name for shard in out.glob("*.tar"))]:
-        (out / name).unlink(missing_ok=True)
-    for path in [*out.glob("*.index.json"), *out.glob(f"*{PARTIAL}")]:
+def _sweep(out: Path, names: Collection[str]) -> None:
+    """Remove what this command wrote, its note last: until then, a killed call is still known as this command's.
+
+    Args:
+        names: of the slides that it cut; other shards are somebody else's.
+    """
+    (out / MANIFEST).unlink(missing_ok=True)
+    for path in _shards_of(out, names):
         path.unlink()
+    for name in (REPORT, *(f"{name}{PARTIAL}" for name in (MANIFEST, REPORT, NOTE))):
+        (out / name).unlink(missing_ok=True)
     for folder in (RECORDS, OVERVIEWS):
         shutil.rmtree(out / folder, ignore_errors=True)
     (out / NOTE).unlink()
