@@ -486,3 +486,10 @@ def test_compressed_archives(tmp_path: Path, mode: Any) -> None:
             open_tiles(opened)
     with pytest.raises(InputError, match=r"x\.tar is compressed, expected .*unpack it"):
         open_tiles(path.rename(tmp_path / "x.tar"))
+
+
+@pytest.mark.parametrize("content", ["{}", '{"a": 1}\n{"a": 2}\n'])
+def test_images_beside_a_manifest_of_another_tool_are_tiles(content: str, tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "manifest.json").write_text(content)
+    assert len(open_tiles(tmp_path)) == 1

@@ -207,6 +207,16 @@ def test_glass_alone_is_told(slide_files: Path, tmp_path: Path, capsys: pytest.C
     assert main([str(slide_files / "glass.tif"), "--out", str(out), "--mpp", "0.5"]) == 1
     assert "No tile was kept" in capsys.readouterr().out
     assert json.loads((out / "report.json").read_text())["kept"] == 0
+    assert list((out / "overviews").glob("*.jpg"))
+    with pytest.raises(InputError, match="shards holds no tile, since none was kept"):
+        open_tiles(out)
+    (out / "tile.json").unlink()
+    with pytest.raises(InputError, match="shards holds no tile, since none was kept"):
+        open_tiles(out)
+    (out / "manifest.json").unlink()
+    (out / "tile.json").write_text("{}")
+    with pytest.raises(InputError, match="shards holds no image"):
+        open_tiles(out)
 
 
 def test_jpeg_overlap_and_unknown_patients(slide_files: Path, tmp_path: Path) -> None:

@@ -31,9 +31,9 @@ from histo.slides.tables import SlideRow
 from histo.tiles.entries import TileEntry
 from histo.tiles.manifests import INCOMPLETE, MANIFEST, index_path
 from histo.tiles.packing import Facts, describe_shard, plain_name, write_manifest, write_shards
-from histo.tiles.shards import OVERVIEWS
+from histo.tiles.shards import CUT_NOTE, OVERVIEWS
 
-NOTE, REPORT, RECORDS = "tile.json", "report.json", "slides"
+REPORT, RECORDS = "report.json", "slides"
 # What is relied on of these files, and its types.
 _NOTE = {"plan": dict, "names": list}
 _TOTALS = {"kept": int, "dropped": dict, "slides": list}
@@ -113,7 +113,7 @@ def begin(out: Path, job: TileJob, *, overwrite: bool) -> bool:
         InputError: the folder holds something else, work on another plan that is not to be overwritten, or damaged
             records.
     """
-    note = _json(out / NOTE, _NOTE)
+    note = _json(out / CUT_NOTE, _NOTE)
     others = sorted(entry.name for entry in out.glob("*") if entry.name != LOCK) if out.is_dir() else []
     if note is None and others:
         raise InputError(f"--out {out} holds {others[0]}, which is not of `nucleate tile`; name a new folder.")
@@ -136,7 +136,7 @@ def begin(out: Path, job: TileJob, *, overwrite: bool) -> bool:
             (out / folder).mkdir(parents=True, exist_ok=True)
         (out / INCOMPLETE).write_text("`nucleate tile` has not ended; run it again.\n", encoding="utf-8")
         (out / MANIFEST).unlink(missing_ok=True)  # where a shard was lost since
-        _write_json(out / NOTE, {"plan": job.plan(), "names": _names(job.rows)})
+        _write_json(out / CUT_NOTE, {"plan": job.plan(), "names": _names(job.rows)})
     return False
 
 
@@ -323,11 +323,11 @@ def _sweep(out: Path, names: Collection[str]) -> None:
     (out / MANIFEST).unlink(missing_ok=True)
     for path in _shards_of(out, names):
         path.unlink()
-    for name in (REPORT, *(f"{name}{PARTIAL}" for name in (MANIFEST, REPORT, NOTE))):
+    for name in (REPORT, *(f"{name}{PARTIAL}" for name in (MANIFEST, REPORT, CUT_NOTE))):
         (out / name).unlink(missing_ok=True)
     for folder in (RECORDS, OVERVIEWS):
         shutil.rmtree(out / folder, ignore_errors=True)
-    (out / NOTE).unlink()
+    (out / CUT_NOTE).unlink()
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -52,7 +52,7 @@ from histo.tiles.remote import AT_ONCE, Url
 from histo.tiles.tables import MASK_FOLDERS, SUFFIXES
 
 MAX_FACTS = 2**20  # bytes of one .json or .cls
-OVERVIEWS = "overviews"  # pictures of slides that `nucleate tile` leaves beside its shards
+CUT_NOTE, OVERVIEWS = "tile.json", "overviews"  # what `nucleate tile` leaves beside its shards, pictures among it
 MASKS = (".mask.png", ".mask.tif", ".mask.tiff", ".mask.npy")
 
 
@@ -158,12 +158,17 @@ class Shard(Sequence[TileEntry]):
 
 
 def is_shards(path: Path) -> bool:
-    """Whether the path is one archive, a folder of archives without a `tiles.csv`, or a URL."""
+    """Whether the path is one archive, a folder of archives without a `tiles.csv`, or a URL.
+
+    So is a folder that `nucleate tile` or `nucleate pack` wrote and that holds no archive: its pictures are no tiles.
+    """
     if isinstance(path, Url):
         return True  # what else is read from there
     if path.is_file():
         return path.name.endswith((".tar", *COMPRESSED))
-    return path.is_dir() and not (path / "tiles.csv").exists() and bool(_archives(path) or _is_incomplete(path))
+    if not path.is_dir() or (path / "tiles.csv").exists():
+        return False
+    return bool(_archives(path)) or _is_incomplete(path) or _was_written_here(path)
 
 
 def packed_source(path: Path) -> str | None:
@@ -202,7 +207,7 @@ def _local(path: Path) -> Iterator[tuple[Path, dict[str, list[Any]]]]:
     archives = [path] if path.is_file() else _archives(path)
     if _is_incomplete(folder):
         raise InputError(f"{folder} was not packed to its end; run the same `nucleate pack` again.")
-    if path.is_dir():
+    if path.is_dir() and archives:
         _refuse_images_beside(folder, archives[0])
     for archive in archives:
         if reason := stray_link(archive, folder):
@@ -211,6 +216,11 @@ def _local(path: Path) -> Iterator[tuple[Path, dict[str, list[Any]]]]:
     if manifest is None:
         yield from ((archive, scan(archive, folder)) for archive in archives)
         return
+    if not manifest["shards"]:
+        raise InputError(
+            f"{folder} holds no tile, since none was kept when its slides were cut; look at the pictures in "
+            f"{folder / OVERVIEWS} and cut them again with another --tissue or --size."
+        )
     known = {shard["name"]: shard for shard in manifest["shards"]}
     if strange := [archive for archive in archives if archive.name not in known]:
         raise InputError(f"{strange[0]} is not in {folder / MANIFEST}; move it to a folder of its own.")
@@ -333,6 +343,15 @@ def _archives(folder: Path) -> list[Path]:
 
 def _is_incomplete(folder: Path) -> bool:
     return (folder / INCOMPLETE).is_file() and not (folder / MANIFEST).is_file()
+
+
+def _was_written_here(folder: Path) -> bool:
+    if (folder / CUT_NOTE).is_file() and (folder / OVERVIEWS).is_dir():
+        return True
+    try:
+        return read_manifest(folder) is not None
+    except InputError:  # many tools write a file of that name
+        return False
 
 
 def _refuse_images_beside(folder: Path, archive: Path) -> None:
