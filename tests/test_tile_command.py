@@ -113,7 +113,7 @@ def test_a_finished_job_is_recognised_and_a_killed_one_goes_on(
 
     monkeypatch.setattr(tiling, "cut_slide", stopped)
     assert main(command) == 130
-    with pytest.raises(InputError, match="was not packed to its end"):
+    with pytest.raises(InputError, match="was not packed to its end; run the same `nucleate tile` again"):
         open_tiles(out)
     first = done[0]
     monkeypatch.setattr(tiling, "cut_slide", lambda *a, **o: done.append(a[3]) or cut_slide(*a, **o))

@@ -206,7 +206,8 @@ def _local(path: Path) -> Iterator[tuple[Path, dict[str, list[Any]]]]:
     folder = path.parent if path.is_file() else path
     archives = [path] if path.is_file() else _archives(path)
     if _is_incomplete(folder):
-        raise InputError(f"{folder} was not packed to its end; run the same `nucleate pack` again.")
+        command = "tile" if (folder / CUT_NOTE).is_file() else "pack"
+        raise InputError(f"{folder} was not packed to its end; run the same `nucleate {command}` again.")
     if path.is_dir() and archives:
         _refuse_images_beside(folder, archives[0])
     for archive in archives:
