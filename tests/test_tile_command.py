@@ -202,6 +202,23 @@ def test_overwriting_removes_what_was_cut_alone(cut: Path, slide_files: Path, tm
     assert found == contents(cut)
 
 
+@pytest.mark.parametrize("levels", [1, 3])  # met in the survey, and after it
+def test_damaged_slides_are_told(levels: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_slide(tmp_path / "hurt.tif", tissue_on_glass(1, 1), levels=levels)
+    with tifffile.TiffFile(path) as tiff:
+        start, length = tiff.pages.first.dataoffsets[5], tiff.pages.first.databytecounts[5]
+    with path.open("r+b") as file:
+        file.seek(start)
+        file.write(b"\xff" * length)
+    command = [str(path), "--out", str(tmp_path / "shards"), "--mpp", "0.5"]
+    for _ in range(2):
+        assert main(command) == 1
+        told = capsys.readouterr().err
+        assert "damaged: 1 tiles left out, the first because" in told
+        assert "hurt.tif cannot be read at x 2" in told
+    assert len(open_tiles(tmp_path / "shards")) == 3
+
+
 def test_glass_alone_is_told(slide_files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "shards"
     assert main([str(slide_files / "glass.tif"), "--out", str(out), "--mpp", "0.5"]) == 1

@@ -9,7 +9,10 @@ from histo.errors import InputError
 
 
 def main(arguments: list[str]) -> int:
-    """Run `nucleate tile SLIDES --out DIR --mpp X`; the exit code is 1 where slides were left out or no tile kept."""
+    """Run `nucleate tile SLIDES --out DIR --mpp X`.
+
+    The exit code is 1 where slides were left out, a part of one could not be read, or no tile was kept.
+    """
     parser = argparse.ArgumentParser(
         prog="nucleate tile",
         description="Cut whole slides into tiles of a given µm/px, leave out those without enough tissue, and pack the "
@@ -78,11 +81,15 @@ def _tile(options: argparse.Namespace) -> int:
     finally:
         lock.release()
     print(table(report))
+    damaged = [record for record in report["slides"] if record["first unreadable"]]
+    for record in damaged:
+        number = record["dropped"]["unreadable"]
+        print(f"damaged: {number} tiles left out, the first because {record['first unreadable']}", file=sys.stderr)
     if not report["kept"]:
         print(f"No tile was kept: look at the pictures in {options.out / 'overviews'}.")
         return 1
     print(f"The shards: {options.out}")
-    return 1 if refused else 0
+    return 1 if refused or damaged else 0
 
 
 def _refuse_own_input(slides: Path, out: Path) -> None:

@@ -37,7 +37,7 @@ REPORT, RECORDS = "report.json", "slides"
 # What is relied on of these files, and its types.
 _NOTE = {"plan": dict, "names": list}
 _TOTALS = {"kept": int, "dropped": dict, "slides": list}
-_COUNTS = {"slide": str, "kept": int, "dropped": dict, "mpp": (int, float)}
+_COUNTS = {"slide": str, "kept": int, "dropped": dict, "mpp": (int, float), "first unreadable": (str, type(None))}
 _RECORD = {**_COUNTS, "shards": list}
 _STORED = {"name": str, "bytes": int}
 _SHARD = re.compile(rf"(.+)-[0-9]{{6,}}\.(tar|index\.json)({re.escape(PARTIAL)})?")  # of the slide of that name
@@ -235,7 +235,7 @@ def cut_slide(out: Path, job: TileJob, row: SlideRow, name: str, progress: bool 
             "slide": row.key,
             "kept": len(grid.kept) - len(lost),
             "dropped": dropped,
-            "first unreadable": lost[0] if lost else None,
+            "first unreadable": next(iter(lost), maps.first_unreadable),
             "mpp": grid.sampling.mpp,
             "slide mpp": slide.mpp,
             "level": grid.sampling.level,
@@ -351,7 +351,7 @@ def _check(content: Any, wanted: Mapping[str, Any], path: Path) -> None:
     if not isinstance(content, dict):
         raise InputError(f"{path} is damaged (no object); remove it, or name a new --out.")
     for name, kind in wanted.items():
-        if not isinstance(content.get(name), kind):
+        if name not in content or not isinstance(content[name], kind):
             raise InputError(f"{path} is damaged (no {name!r}); remove it, or name a new --out.")
     if "dropped" in wanted:
         _check(content["dropped"], dict.fromkeys(REASONS, int), path)

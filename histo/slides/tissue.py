@@ -63,6 +63,7 @@ class TissueMaps:
         tissue, pen, blurred: bool [H, W]; tissue includes what is blurred, and nothing under pen.
         unreadable: bool [H, W], what could not be decoded; white in the picture.
         thresholds: of saturation and of haematoxylin.
+        first_unreadable: the sentence on the first part that could not be decoded, None where all could.
     """
 
     picture: NDArray[np.uint8]
@@ -72,6 +73,7 @@ class TissueMaps:
     blurred: NDArray[np.bool_]
     unreadable: NDArray[np.bool_]
     thresholds: tuple[float, float]
+    first_unreadable: str | None = None
 
 
 def find_tissue(slide: Slide) -> TissueMaps:
@@ -80,7 +82,8 @@ def find_tissue(slide: Slide) -> TissueMaps:
     survey = _Survey(slide, sampling_of(slide, max(_FINE, slide.mpp)))
     maps = find_tissue_in(survey.picture, survey.sampling.mpp * _POOLED)
     blurred = maps.tissue & _enlarged(_is_blurred(survey.sums), maps.tissue.shape)
-    return replace(maps, blurred=blurred, unreadable=_enlarged(survey.unreadable, maps.tissue.shape))
+    unreadable = _enlarged(survey.unreadable, maps.tissue.shape)
+    return replace(maps, blurred=blurred, unreadable=unreadable, first_unreadable=survey.first_unreadable)
 
 
 def find_tissue_in(picture: NDArray[np.uint8], mpp: float) -> TissueMaps:
@@ -110,7 +113,7 @@ class _Survey:
     """What is left of a slide after it was read once at 4 µm/px.
 
     picture: uint8 [3, H, W]; sums: float32 [3, H / 8, W / 8] rounded up, the means over each cell of the density, of
-    its square and of its Laplacian's square; unreadable: bool of the cells.
+    its square and of its Laplacian's square; unreadable: bool of the cells; first_unreadable: the first one's sentence.
     """
 
     def __init__(self, slide: Slide, sampling: Sampling) -> None:
@@ -120,6 +123,7 @@ class _Survey:
         cells = (math.ceil(height / _CELL), math.ceil(width / _CELL))
         self.sums = np.zeros((3, *cells), np.float32)
         self.unreadable = np.zeros(cells, bool)
+        self.first_unreadable: str | None = None
         doublings = max(0, math.floor(math.log2(_LARGEST_READ / (max(sampling.step, 1) * _CELL))))
         side = _CELL * 2**doublings
         for top in range(0, height, side):
@@ -137,7 +141,8 @@ class _Survey:
                 return
             try:
                 block = self._alone(left, top)
-            except UnreadableRegionError:
+            except UnreadableRegionError as error:
+                self.first_unreadable = self.first_unreadable or str(error)
                 self.unreadable[top // _CELL : top // _CELL + 1, left // _CELL : left // _CELL + 1] = True
                 return
         means = _pooled(block[:, 1:-1, 1:-1].astype(np.float32), _POOLED)
