@@ -15,7 +15,7 @@ from PIL import Image
 from histo.commands.pack import main
 from histo.errors import InputError
 from histo.tiles import open_tiles, packing
-from histo.tiles.packing import damage, pack
+from histo.tiles.packing import INCOMPLETE, damage, leftovers, pack
 from histo.tiles.shards import scan
 
 
@@ -259,3 +259,16 @@ def test_no_archive_is_held_in_memory(tile_folder: Path, tmp_path: Path, monkeyp
     pack(tile_folder, tmp_path / "s")
     assert sizes[0] == 0
     assert sizes[-1] > 50_000
+
+
+def test_what_a_cut_of_slides_left_is_not_packed_over(tile_folder: Path, tmp_path: Path) -> None:
+    """Both jobs mark a folder as unfinished in the same way, and each removes what it thinks its own."""
+    out = tmp_path / "cut"
+    out.mkdir()
+    (out / INCOMPLETE).write_text("unfinished", encoding="utf-8")
+    (out / "tile.json").write_text("{}", encoding="utf-8")
+    (out / "slide-000000.tar").write_bytes(b"hours of work")
+    assert leftovers(out) == []
+    with pytest.raises(InputError, match="holds other files"):
+        pack(tile_folder, out)
+    assert (out / "slide-000000.tar").read_bytes() == b"hours of work"

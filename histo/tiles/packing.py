@@ -27,7 +27,7 @@ from histo.tiles import open_tiles
 from histo.tiles.archives import BLOCK
 from histo.tiles.entries import Tile, TileEntry
 from histo.tiles.manifests import FORMAT, INCOMPLETE, MANIFEST, index_path, is_unicode, read_manifest
-from histo.tiles.shards import scan
+from histo.tiles.shards import CUT_NOTE, scan
 
 UNKNOWN = "unknown"
 _SUFFIXES = {"PNG": "png", "JPEG": "jpg", "TIFF": "tif"}
@@ -100,7 +100,7 @@ def write_manifest(
 
 def leftovers(out: Path) -> list[Path]:
     """What an interrupted packing left in a folder; nothing where none was interrupted."""
-    if not (out / INCOMPLETE).is_file() or (out / MANIFEST).exists():
+    if not (out / INCOMPLETE).is_file() or (out / MANIFEST).exists() or (out / CUT_NOTE).is_file():
         return []
     return sorted(path for path in out.iterdir() if _OURS.fullmatch(path.name))
 
@@ -260,5 +260,6 @@ def _refuse_occupied(out: Path) -> None:
         raise InputError(f"{out} is a file, expected a folder for the shards; name another --out.")
     if (out / MANIFEST).exists():
         raise InputError(f"{out} has a {MANIFEST}, so it is packed already; name another --out or delete it.")
-    if out.is_dir() and not (out / INCOMPLETE).is_file() and any(out.iterdir()):
+    own = (out / INCOMPLETE).is_file() and not (out / CUT_NOTE).is_file()  # else of `nucleate tile`
+    if out.is_dir() and not own and any(out.iterdir()):
         raise InputError(f"{out} holds other files, expected a new or empty folder; name another --out.")
