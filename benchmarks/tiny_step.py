@@ -18,12 +18,13 @@ from machine import describe, rates
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+from histo.running.loading import ImageClock, loader
 from histo.running.settings import read_settings
 from translate.domains import open_domains
 from translate.engine import Batch, Translator
 from translate.methods.unitpath import Method, Recipe
 from translate.recipe import PRESET
-from translate.stream import ImageClock, UnpairedCrops, loader
+from translate.stream import UnpairedCrops
 
 # First match counts; what matches nothing is "rest".
 KINDS = {

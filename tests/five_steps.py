@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from safetensors.torch import save_file
 
+from histo.running.loading import ImageClock, loader
 from histo.running.processes import average_gradients, part, state
 from translate import engine
 from translate.ada import AdaSettings
@@ -23,7 +24,7 @@ from translate.networks.discriminators import DiscriminatorSettings
 from translate.networks.generators import GeneratorSettings
 from translate.recipe import TrainSettings
 from translate.replay import ReplayBuffer
-from translate.stream import ImageClock, UnpairedCrops, loader
+from translate.stream import UnpairedCrops
 
 STEPS = 5
 

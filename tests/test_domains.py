@@ -10,10 +10,11 @@ import torch
 
 from histo.errors import InputError
 from histo.masks import read_instances
+from histo.running.loading import ImageClock, loader
 from histo.tiles.packing import pack
 from translate.agreement import Probe
 from translate.domains import DataSettings, Domains, open_domains
-from translate.stream import ImageClock, UnpairedCrops, loader
+from translate.stream import UnpairedCrops
 
 
 def settings_for(folder: Path, **changed: object) -> DataSettings:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from histo.errors import InputError
-from translate.losses import NonFiniteLoss, weighted_sum
+from histo.running.updates import NonFiniteLoss, weighted_sum
 from translate.losses.adversarial import (
     least_squares,
     least_squares_generator,

@@ -15,13 +15,14 @@ from torch import Tensor
 from histo import sampling
 from histo.errors import InputError
 from histo.randomness import draws
+from histo.running.loading import ImageClock, loader
 from histo.sampling import Order
 from histo.tiles import TileSet, open_tiles
 from histo.tiles.entries import Entries, Facts
 from histo.tiles.packing import pack
 from histo.tiles.shards import Shard
 from translate.domains import DataSettings, open_domains
-from translate.stream import ImageClock, UnpairedCrops, loader
+from translate.stream import UnpairedCrops
 
 TISSUE = {"first": (5, 1), "second": (17, 8), "third": (9, 9)}  # tiles, and tiles in a shard
 OTHER = {"other": (13, 2)}

@@ -1,7 +1,6 @@
 """What every method of translation shares: networks, averages, optimisers, their state, and one update of weights."""
 
 from abc import ABC, abstractmethod
-from collections import defaultdict
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -13,9 +12,8 @@ from torch.utils.checkpoint import checkpoint as recomputed
 
 from histo.errors import InputError
 from histo.running.checkpoints import Checkpoint, optimizer_tensors, restore_optimizer
-from histo.running.processes import average_gradients, together
+from histo.running.updates import Update
 from histo.segmenters import Reader, Segmenter, layout
-from translate.losses import weighted_sum
 from translate.recipe import Recipe
 from translate.replay import ReplayBuffer
 
@@ -79,33 +77,6 @@ class Export:
     kind: str
     network: nn.Module
     settings: dict[str, Any]
-
-
-class Update:
-    """One update of an optimiser's weights by the mean loss over the parts of a batch."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer, parts: int) -> None:
-        self.optimizer, self.parts = optimizer, parts
-        self.terms: dict[str, list[Tensor]] = defaultdict(list)
-        optimizer.zero_grad(set_to_none=True)
-
-    def add(self, terms: dict[str, Tensor], weights: dict[str, float]) -> None:
-        """Take in one part's loss, the weighted sum of named terms, and go back through its graph.
-
-        Raises:
-            InputError: a term is not finite, here or in another process.
-        """
-        with together():
-            loss = weighted_sum(terms, weights)
-        (loss / self.parts).backward()
-        for name, term in terms.items():
-            self.terms[name].append(term.detach())
-
-    def apply(self) -> dict[str, Tensor]:
-        """Change the weights; returns the unweighted terms by name, means over the parts."""
-        average_gradients(self.optimizer)
-        self.optimizer.step()
-        return {name: torch.stack(values).mean() for name, values in self.terms.items()}
 
 
 class Translator(ABC):

@@ -4,26 +4,16 @@ Everything drawn here (order, crop, flips, fill of the nuclei) is keyed by (seed
 the same in every process, worker and life of a run, which is what makes resuming exact.
 """
 
-import multiprocessing.queues
-import os
-import signal
-import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 
 from histo.codec import encode
 from histo.crops import crop
-from histo.errors import InputError
 from histo.flows import flows_of
 from histo.randomness import draws
 from histo.sampling import Order
@@ -110,69 +100,3 @@ def _is_telling(tile: Tile) -> bool:
     assert tile.instances is not None
     nuclei = tile.instances > 0
     return bool(nuclei.any() and not nuclei.all())
-
-
-class ImageClock(Sampler[list[int]]):
-    """Global image indices of this process, batch by batch, from `start` to `stop`: a pure function of images seen.
-
-    A batch of all processes is a run of `batch` indices; process `rank` takes its share of neighbours.
-    """
-
-    def __init__(self, start: int, stop: int, batch: int, rank: int, processes: int) -> None:
-        if batch % processes:
-            raise InputError(f"train.batch_size is {batch}, expected a multiple of the {processes} processes.")
-        self.start, self.stop, self.batch = start, stop, batch
-        self.rank, self.share = rank, batch // processes
-
-    def __len__(self) -> int:
-        return max(0, -(-(self.stop - self.start) // self.batch))
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for first in range(self.start, self.stop, self.batch):
-            mine = first + self.rank * self.share
-            yield list(range(mine, mine + self.share))
-
-
-def _begin_worker(scratch: Path, worker: int) -> None:
-    tempfile.tempdir = str(scratch)  # for the sockets through which batches go to the parent
-    # A Ctrl-C or a SIGTERM to the whole group must not kill a worker under a parent that is about to save.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    torch.set_num_threads(1)
-    # A batch that cannot be sent, as when shared memory is full, would be lost and the parent wait for it for ever.
-    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_leave)  # type: ignore[attr-defined]
-
-
-def _leave(error: Exception, batch: object) -> None:
-    print(f"loader worker: {error}", file=sys.stderr, flush=True)
-    os._exit(1)
-
-
-@contextmanager
-def sound_workers() -> Iterator[None]:
-    """Say in one sentence that a loader worker died, at the next batch or, by torch's signal handler, anywhere.
-
-    Raises:
-        InputError: the system killed one, mostly for its memory, or shared memory is full.
-    """
-    try:
-        yield
-    except (RuntimeError, ConnectionResetError, ConnectionRefusedError, EOFError) as error:
-        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
-            raise
-        reason = (str(error) or type(error).__name__).strip().splitlines()[-1].rstrip(". ")
-        raise InputError(
-            f"A loader worker died ({reason}), probably for want of memory or of room in /dev/shm; lower "
-            "--data.workers or --data.cache_mb and run the same command again."
-        ) from error
-
-
-def loader(crops: UnpairedCrops, clock: ImageClock, workers: int, scratch: Path) -> DataLoader:
-    """Batches in the clock's order, decoded by `workers` processes whose sockets lie in the folder `scratch`."""
-    return DataLoader(
-        crops,
-        batch_sampler=clock,
-        num_workers=workers,
-        worker_init_fn=partial(_begin_worker, scratch),
-        pin_memory=torch.cuda.is_available(),
-    )

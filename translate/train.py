@@ -6,15 +6,10 @@ Without arguments it trains the tiny preset on phantom tissue into a new folder 
 `tensorboard --logdir runs`, or at RUN/report.html when it is done.
 """
 
-import multiprocessing
 import os
-import resource
 import shutil
-import signal
 import sys
-import time
 from collections import defaultdict
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,16 +21,24 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 try:
     import torch
     from accelerate import Accelerator
-    from accelerate.utils import broadcast_object_list
     from tqdm import tqdm
 
     from histo.errors import InputError, writing
     from histo.running import checkpoints
     from histo.running.checkpoints import Checkpoint
-    from histo.running.locks import FolderLock
-    from histo.running.processes import anywhere, part, together
+    from histo.running.loading import ImageClock, loader, sound_workers
+    from histo.running.occupation import (
+        chosen_folder,
+        default_config,
+        named_state,
+        non_finite,
+        occupied,
+        taken_up,
+    )
+    from histo.running.pace import Pace, mean_losses, passed
+    from histo.running.processes import anywhere, together
     from histo.running.runs import RunFolder, StopRequest
-    from histo.running.settings import as_yaml, flag_values, read_settings, run_script
+    from histo.running.settings import as_yaml, read_settings, run_script
     from histo.running.tracking import Tracker, read_log
     from translate.agreement import Probe, measure
     from translate.best import CRITERION, load_best, spared
@@ -47,7 +50,7 @@ try:
     from translate.panels import draw_panels
     from translate.recipe import PRESET, Recipe
     from translate.scoring import TrainingScorer, training_extractor
-    from translate.stream import ImageClock, UnpairedCrops, loader, sound_workers
+    from translate.stream import UnpairedCrops
     from translate.summary import write_report
 except ModuleNotFoundError as error:
     sys.exit(f"error: {error.name!r} is not installed: run `pip install -e .` in nucleate's folder.")
@@ -58,7 +61,7 @@ ALARMS = ("content/segmenter_dice", "content/watershed_dice")
 def main(argv: list[str]) -> None:
     """Read the command line and train, or with --dry_run say what would be trained."""
     with together():
-        preset = _default_config(argv)
+        preset = default_config(argv, PRESET)
         request = read_settings(
             asked_kind(argv, preset),
             "translate/train.py",
@@ -68,8 +71,7 @@ def main(argv: list[str]) -> None:
         )
     recipe = request.settings
     accelerator = Accelerator(mixed_precision="bf16" if recipe.train.precision == "bf16" else "no")
-    chosen = [str(RunFolder.choose(recipe.run, "translate").path)]  # by the clock, so one process decides for all
-    run = RunFolder(Path(broadcast_object_list(chosen)[0]))
+    run = chosen_folder(recipe.run, "translate")
     if request.dry_run:
         run.refuse_other_settings(asdict(recipe), recipe.FIXED)
         run.state(recipe.run.resume)
@@ -82,26 +84,8 @@ def main(argv: list[str]) -> None:
         return
     if accelerator.is_main_process and request.configs == [PRESET] and "--config" not in argv:
         print(f"No --config given: training the preset {PRESET.stem} on {recipe.data.tissue} tissue into {run.path}.")
-    with together():
-        lock = FolderLock(run.path) if accelerator.is_main_process else None
-    if lock is not None and lock.stale:
-        print(f"{lock.stale} left {run.path} without a word (killed?); taking over.", flush=True)
-    scratch = None
-    try:
-        with together():
-            scratch = run.scratch(accelerator.process_index)
-        with sound_workers():
-            train(recipe, run, accelerator, scratch)
-        part()
-    finally:
-        for worker in multiprocessing.active_children():  # an error left it behind, and Python would wait for its end
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler takes it for a fault
-            worker.kill()
-        if scratch is not None:
-            with suppress(OSError):  # after an error its workers may still be about to leave it
-                scratch.rmdir()
-        if lock is not None:
-            lock.release()
+    with occupied(run, accelerator) as scratch:
+        train(recipe, run, accelerator, scratch)
 
 
 def train(recipe: Recipe, run: RunFolder, accelerator: Accelerator, scratch: Path) -> None:
@@ -112,22 +96,7 @@ def train(recipe: Recipe, run: RunFolder, accelerator: Accelerator, scratch: Pat
     """
     # Process and run folder: the first process writes, all read
     first, stop = accelerator.is_main_process, StopRequest()
-    checkpoint: Checkpoint | None = None
-    damaged: list[str] = []
-    with together():
-        if first:
-            run.refuse_other_settings(asdict(recipe), recipe.FIXED)
-            checkpoint, damaged = run.state(recipe.run.resume)
-    # What a disk shows to one machine it may not show to another yet, so the others take the first one's word.
-    (chosen,) = broadcast_object_list([str(checkpoint.path) if checkpoint else None])
-    with together():
-        if not first and chosen is not None:
-            checkpoint = checkpoints.load(Path(chosen))
-    with together():
-        if first:
-            run.create(as_yaml(recipe))
-            if checkpoint is not None:
-                checkpoints.forget_after(run.checkpoints, checkpoint.facts["images"])
+    checkpoint, damaged = taken_up(run, asdict(recipe), recipe.FIXED, recipe.run.resume, as_yaml(recipe), accelerator)
 
     # Data; the first process makes pseudo-masks, the others find them
     for turn in (first, not first):
@@ -144,7 +113,7 @@ def train(recipe: Recipe, run: RunFolder, accelerator: Accelerator, scratch: Pat
             translator.restore(checkpoint)
             untrained = _scores(checkpoint)
         elif recipe.run.init is not None:
-            translator.start_from(_named_state(Path(recipe.run.init)))
+            translator.start_from(named_state("run.init", Path(recipe.run.init)))
         crops = UnpairedCrops(domains, recipe.data, recipe.seed, translator.needs_flows)
         clock = ImageClock(
             translator.images,
@@ -183,7 +152,7 @@ def train(recipe: Recipe, run: RunFolder, accelerator: Accelerator, scratch: Pat
     # Main loop: fetch, step, and what is due after it
     stop.listen()
     sums: dict[str, list[torch.Tensor]] = defaultdict(list)
-    pace = _Pace(translator.images)
+    pace = Pace(translator.images)
     with tqdm(
         total=recipe.train.images, initial=translator.images, unit="img", disable=not first, smoothing=0.05
     ) as bar:
@@ -196,26 +165,27 @@ def train(recipe: Recipe, run: RunFolder, accelerator: Accelerator, scratch: Pat
             try:
                 terms = translator.step(batch)
             except InputError as error:
-                raise InputError(_non_finite(error, translator, recipe, run)) from error
+                rate = translator.rates["translators"]
+                raise InputError(non_finite(error, run, translator.images, recipe.train.batch_size, rate)) from error
             bar.update(translator.images - before)
             for name, value in terms.items():
                 sums[name].append(value)
             with together():
-                if _passed(before, translator.images, recipe.train.log_every):
-                    scalars = _means(sums, accelerator)
+                if passed(before, translator.images, recipe.train.log_every):
+                    scalars = mean_losses(sums, accelerator)
                     scalars |= translator.scalars() | pace.scalars(translator.images)
                     tracker.scalars(translator.images, scalars)
                     sums.clear()
                     for sentence in watch(scalars) if first else ():
                         _warn(tracker, translator.images, sentence)
                 content: dict[str, float] | None = None
-                if first and _passed(before, translator.images, recipe.train.panel_every):
+                if first and passed(before, translator.images, recipe.train.panel_every):
                     content = _look(probe, translator, tracker, untrained, watch, bar)
                 scores = None
                 last = translator.images >= recipe.train.images
-                if scorer is not None and (last or _passed(before, translator.images, recipe.scores.every)):
+                if scorer is not None and (last or passed(before, translator.images, recipe.scores.every)):
                     scores = _score(scorer, probe, translator, tracker, content)
-                if scores or _passed(before, translator.images, recipe.train.save_every):
+                if scores or passed(before, translator.images, recipe.train.save_every):
                     save(scores)
 
     # Done, or asked to stop
@@ -257,12 +227,6 @@ def _finish(run: RunFolder, domains: Domains, probe: Probe, translator: Translat
         place = run.export if best[1].images == images else run.best
         print(f"Best: {best[1].sentence} ({CRITERION}).   Exports: {place}")
     print(f"Report: {report.path}   Exports: {run.export}")
-
-
-def _means(sums: dict[str, list[torch.Tensor]], accelerator: Accelerator) -> dict[str, float]:
-    """Mean of each loss term since the last reading, over the steps and over all processes."""
-    means = accelerator.reduce(torch.stack([torch.stack(values).mean() for values in sums.values()]), "mean")
-    return {f"loss/{name}": value for name, value in zip(sums, means.tolist(), strict=True)}
 
 
 def _warn(tracker: Tracker, images: int, text: str) -> None:
@@ -328,43 +292,6 @@ def _score(
     return scorer.facts(values | content)
 
 
-class _Pace:
-    """Images per second, share of time spent waiting for data, and memory, between two readings."""
-
-    def __init__(self, images: int) -> None:
-        self.images, self.since, self.waited, self.mark = images, time.monotonic(), 0.0, 0.0
-
-    def waits(self, begin: bool) -> None:
-        now = time.monotonic()
-        if begin:
-            self.mark = now
-        else:
-            self.waited += now - self.mark
-
-    def scalars(self, images: int) -> dict[str, float]:
-        elapsed = max(time.monotonic() - self.since, 1e-9)
-        values = {
-            "speed/images_per_second": (images - self.images) / elapsed,
-            "speed/wait_share": self.waited / elapsed,
-            "memory/peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-        }
-        if torch.cuda.is_available():
-            values["memory/peak_gpu_gb"] = torch.cuda.max_memory_allocated() / 2**30
-        self.images, self.since, self.waited = images, time.monotonic(), 0.0
-        return {name: round(value, 4) for name, value in values.items()}
-
-
-def _passed(before: int, now: int, every: int) -> bool:
-    return now // every > before // every
-
-
-def _default_config(argv: list[str]) -> Path:
-    """The config of the run folder when an existing one is named, else the tiny preset."""
-    folders = flag_values(argv, "run.dir")
-    config = Path(folders[-1]) / "config.yaml" if folders else PRESET
-    return config if os.path.exists(config) else PRESET  # Path.exists raises where a folder is barred
-
-
 def _facts(
     recipe: Recipe, run: RunFolder, domains: Domains, translator: Translator, checkpoint: Checkpoint | None
 ) -> str:
@@ -389,27 +316,6 @@ def _origin(recipe: Recipe) -> str:
     if recipe.run.init is None:
         return "from scratch"
     return f"starting from {recipe.run.init}" + (", stage 2" if recipe.run.stage == 2 else "")
-
-
-def _named_state(path: Path) -> Checkpoint:
-    """The checkpoint of --run.init, in a run folder the newest sound one."""
-    if not path.is_dir():
-        raise InputError(f"--run.init {path} is no folder; expected a run folder, or one of its checkpoints.")
-    if not RunFolder(path).checkpoints.is_dir():
-        return checkpoints.load(path)
-    state, _ = checkpoints.load_newest(RunFolder(path).checkpoints)
-    if state is None:
-        raise InputError(f"--run.init {path} has no checkpoint yet; let it train until its first one.")
-    return state
-
-
-def _non_finite(error: InputError, translator: Translator, recipe: Recipe, run: RunFolder) -> str:
-    good = checkpoints.complete(run.checkpoints)
-    last = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
-    return (
-        f"{error} at step {translator.images // recipe.train.batch_size} ({translator.images} images); {last}; "
-        f"lower --train.learning_rate ({translator.rates['translators']:g}) or use --train.precision fp32."
-    )
 
 
 if __name__ == "__main__":

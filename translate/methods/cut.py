@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from histo.errors import InputError
 from histo.randomness import draws
+from histo.running.updates import Update
 from histo.segmenters import Reader
-from translate.engine import Batch, Export, Translator, Update
+from translate.engine import Batch, Export, Translator
 from translate.losses import refuse_weights
 from translate.losses.adversarial import least_squares, least_squares_generator
 from translate.losses.contrastive import patch_nce

@@ -10,8 +10,9 @@ from typing import ClassVar
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from histo.running.updates import Update
 from histo.segmenters import Reader
-from translate.engine import Batch, Export, Translator, Update
+from translate.engine import Batch, Export, Translator
 from translate.losses import refuse_weights
 from translate.losses.adversarial import least_squares, least_squares_generator
 from translate.losses.cycle import cycle

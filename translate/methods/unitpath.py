@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from histo.errors import InputError
 from histo.running.processes import together
+from histo.running.updates import Update
 from histo.segmenters import Reader, Segmenter, SegmenterSettings
 from translate.ada import AdaptiveAugmentation, AdaSettings
-from translate.engine import Batch, Export, Translator, Update
+from translate.engine import Batch, Export, Translator
 from translate.losses import refuse_weights
 from translate.losses.adversarial import least_squares, least_squares_generator, logistic, non_saturating, r1_penalty
 from translate.losses.cycle import cycle
