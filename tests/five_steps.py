@@ -13,9 +13,9 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from safetensors.torch import save_file
 
+from histo.running import updates
 from histo.running.loading import ImageClock, loader
 from histo.running.processes import average_gradients, part, state
-from translate import engine
 from translate.ada import AdaSettings
 from translate.domains import DataSettings, open_domains
 from translate.engine import Batch, Translator
@@ -67,7 +67,7 @@ def main(out: Path) -> None:
                 {f"gradient/{name}/{k}": p.grad.clone() for k, p in parameters(optimizer) if p.grad is not None}
             )
 
-    engine.average_gradients = recorded
+    updates.average_gradients = recorded
     domains = open_domains(wanted.data, wanted.seed, None, progress=False)
     clock = ImageClock(
         0, STEPS * wanted.train.batch_size, wanted.train.batch_size, processes.process_index, processes.num_processes

@@ -12,19 +12,20 @@ from torch import Tensor
 
 from histo.phantom import PhantomTissue
 from histo.running import checkpoints
+from histo.running.alarms import Alarm
 from histo.running.tracking import read_log
 from translate import train
 from translate.agreement import Probe, to_unit
-from translate.collapse import SATURATED, CollapseWatch, diversity
+from translate.collapse import SATURATED, diversity, rule_of
 from translate.losses.adversarial import least_squares, logistic
 from translate.train import main
 
 JUDGES = ("loss/tissue_judge", "loss/mask_judge", "loss/target_judge", "loss/judge")
 
 
-def warned(series: list[float], name: str = JUDGES[0], watch: CollapseWatch | None = None) -> list[int]:
+def warned(series: list[float], name: str = JUDGES[0], watch: Alarm | None = None) -> list[int]:
     """The readings at which a series gives a warning."""
-    watch = watch or CollapseWatch()
+    watch = watch or Alarm(rule_of)
     return [k for k, value in enumerate(series) if watch({name: value, "loss/r1": 0.0, "ada/p": 0.0})]
 
 
@@ -37,7 +38,7 @@ def test_a_saturated_judge_is_named_once_until_it_recovers(name: str) -> None:
 
 
 def test_the_sentence_has_value_threshold_and_remedy() -> None:
-    watch = CollapseWatch()
+    watch = Alarm(rule_of)
     (sentence,) = [sentence for _ in range(6) for sentence in watch({"loss/tissue_judge": 0.0012})]
     assert sentence.startswith("loss/tissue_judge 0.0012 is below 0.003 for 5 readings in a row: ")
     assert "ada" in sentence
@@ -65,7 +66,7 @@ def test_a_resumed_run_warns_when_an_undisturbed_one_would() -> None:
     assert whole == [5, 13]
     for cut in range(len(series)):
         past = [{"images": k, "time": 1.0, "note": "x", JUDGES[0]: value} for k, value in enumerate(series[:cut])]
-        later = [k + cut for k in warned(series[cut:], watch=CollapseWatch(past))]
+        later = [k + cut for k in warned(series[cut:], watch=Alarm(rule_of, past))]
         assert later == [k for k in whole if k >= cut]
 
 
@@ -95,7 +96,7 @@ def probe(tiles: Tensor) -> Probe:
 
 def warnings(tiles: Tensor, draw: Any) -> tuple[dict[str, float], list[str]]:
     values = diversity(probe(tiles), Draws(draw))  # type: ignore[arg-type]
-    return values, CollapseWatch()(values)
+    return values, Alarm(rule_of)(values)
 
 
 def test_sound_tissue_raises_no_alarm(tiles: Tensor) -> None:
@@ -133,9 +134,9 @@ def test_a_segmenter_that_reads_empty_masks_everywhere_is_named(tiles: Tensor) -
     reading.to_source = lambda target: target.flip(3)  # type: ignore[method-assign]
     sound = diversity(fixed, reading)  # type: ignore[arg-type]
     assert 0.7 < sound["diversity/targets"] < 1.4
-    assert CollapseWatch()(sound) == []
+    assert Alarm(rule_of)(sound) == []
     reading.to_source = lambda target: -torch.ones_like(target)  # type: ignore[method-assign]
-    (sentence,) = CollapseWatch()(diversity(fixed, reading))  # type: ignore[arg-type]
+    (sentence,) = Alarm(rule_of)(diversity(fixed, reading))  # type: ignore[arg-type]
     assert sentence.startswith("diversity/targets 0.0000 is below 0.1: different targets are translated back")
 
 
@@ -153,8 +154,8 @@ def test_nothing_to_compare(tiles: Tensor) -> None:
 def test_training_names_both(toy_arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"
     monkeypatch.setattr(train, "diversity", lambda *_: {"diversity/sources": 0.01})
-    means = train._means
-    monkeypatch.setattr(train, "_means", lambda *given: means(*given) | {"loss/tissue_judge": 0.001})
+    means = train.mean_losses
+    monkeypatch.setattr(train, "mean_losses", lambda *given: means(*given) | {"loss/tissue_judge": 0.001})
     main(
         [*toy_arguments, "--data.workers", "0", "--train.log_every", "8", "--run.dir", str(run), "--train.images", "64"]
     )

@@ -10,29 +10,15 @@ Modes have collapsed when translations of different sources, or one source in di
 distance of their pixels (L1) is a small share of that between tiles of real target tissue.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from histo.running.alarms import Rule
 from translate.agreement import Probe
 from translate.engine import Translator
 from translate.fidelity import mean_pairwise_distance
 
 STYLES, STYLED = 4, 4  # styles, and sources that are drawn in each
-
-
-@dataclass(frozen=True)
-class Rule:
-    """When a figure of the log is a collapse: below `least` at `readings` in a row."""
-
-    least: float
-    readings: int
-    meaning: str
-    remedy: str
 
 
 SATURATED = Rule(
@@ -60,32 +46,6 @@ STYLE = Rule(
     "the style changes next to nothing, which is mode collapse",
     "look at the panels, or lower the weights of the cycle terms, which reward it",
 )
-
-
-class CollapseWatch:
-    """Reads what a run logs and names a collapse once, until the figure has recovered.
-
-    Args:
-        past: records of the log up to where the run stands; a resumed run warns when an undisturbed one would.
-    """
-
-    def __init__(self, past: Iterable[Mapping[str, Any]] = ()) -> None:
-        self.low: Counter[str] = Counter()  # readings in a row that were too low
-        for record in past:
-            self(record)
-
-    def __call__(self, values: Mapping[str, Any]) -> list[str]:
-        """A sentence on each collapse that these figures complete."""
-        sentences = []
-        for name, value in values.items():
-            rule = _rule(name)
-            if rule is None or not isinstance(value, (int, float)):
-                continue
-            self.low[name] = self.low[name] + 1 if value < rule.least else 0
-            if self.low[name] == rule.readings:
-                times = f" for {rule.readings} readings in a row" if rule.readings > 1 else ""
-                sentences.append(f"{name} {value:.4f} is below {rule.least:g}{times}: {rule.meaning}; {rule.remedy}.")
-        return sentences
 
 
 @torch.no_grad()
@@ -119,7 +79,8 @@ def diversity(probe: Probe, translator: Translator) -> dict[str, float]:
     return {name: round(value, 5) for name, value in values.items()}
 
 
-def _rule(name: str) -> Rule | None:
+def rule_of(name: str) -> Rule | None:
+    """When a figure that a translation logs under this name is a collapse."""
     if name.startswith("loss/") and name.endswith("judge"):
         return SATURATED
     return {"diversity/sources": SOURCES, "diversity/targets": TARGETS, "diversity/styles": STYLE}.get(name)

@@ -5,7 +5,7 @@ Where they come from, and that no pair is among them.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,6 +80,17 @@ class DataSettings:
     def between_tissues(self) -> bool:
         """Whether both domains are tissue, and there are no masks."""
         return self.target is not None
+
+
+class TissueSettings(Protocol):
+    """What settings of data say of tissue, in pretraining too; see `DataSettings`."""
+
+    mpp: float | None
+    tile_size: int
+    split: str
+    holdout: str
+    on_bad: Literal["error", "skip"]
+    cache_mb: int
 
 
 class MaskSet:
@@ -158,11 +169,11 @@ def open_domains(settings: DataSettings, seed: int, folder: Path | None, progres
         InputError: a path that does not exist or holds nothing usable, unknown µm/px where it is needed, masks without
             a single nucleus.
     """
-    tissue, bad = _open_tissue(settings.tissue, settings, seed)
+    tissue, bad = open_tissue(settings.tissue, settings, seed)
     tissue.weights = settings.tissue_weights
     if settings.target is not None:
         _refuse_same(settings.tissue, settings.target)
-        target, bad_target = _open_tissue(settings.target, settings, seed)
+        target, bad_target = open_tissue(settings.target, settings, seed)
         origin = f"{tissue.tiles.describe()}; never paired with the target"
         domains = Domains(tissue, target, origin, {"source": tissue.tiles.describe()}, bad)
         domains.facts["target"] = target.tiles.describe()
@@ -243,8 +254,12 @@ def _show(domain: Domain, positions: NDArray[np.int64]) -> None:
     domain.shown, domain.sizes = positions, _sizes(domain.tiles, positions)
 
 
-def _open_tissue(paths: list[str] | str, settings: DataSettings, seed: int) -> tuple[Domain, list[tuple[Path, str]]]:
-    """Tissue to learn from and to hold out, all of it shown, and the unreadable files."""
+def open_tissue(paths: list[str] | str, settings: TissueSettings, seed: int) -> tuple[Domain, list[tuple[Path, str]]]:
+    """Tissue to learn from and to hold out, all of it shown, and the unreadable files.
+
+    Raises:
+        InputError: a path that does not exist or holds nothing usable, or no tile of the split to learn from.
+    """
     if paths == "phantom":
         tiles: Tiles = _phantom(settings, seed, "train")
         return Domain(tiles, np.arange(len(tiles)), [len(tiles)], _phantom(settings, seed, "test")), []
@@ -262,7 +277,7 @@ def _open_tissue(paths: list[str] | str, settings: DataSettings, seed: int) -> t
     return Domain(tiles, shown, _sizes(tiles, shown), holdout), everything.bad
 
 
-def _phantom(settings: DataSettings, seed: int, split: Literal["train", "test"]) -> PhantomTissue:
+def _phantom(settings: TissueSettings, seed: int, split: Literal["train", "test"]) -> PhantomTissue:
     """Phantom tissue twice as wide as a tile, so that crops vary; 0.5 µm/px unless told otherwise."""
     size, mpp = 2 * settings.tile_size, settings.mpp or PHANTOM_MPP
     return PhantomTissue(seed, size=size, mpp=mpp, split=split, cache_mb=settings.cache_mb)

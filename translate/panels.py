@@ -3,18 +3,17 @@
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
 from skimage.segmentation import find_boundaries
 from torch import Tensor
 
 from histo.segmenters import Reading, instances_of
+from histo.sheets import sheet
 from translate.agreement import Probe, to_bytes
 from translate.engine import Translator
 
 ROWS = 6
 STYLES = 3
 OUTLINE = np.array([60, 255, 90], np.uint8)
-HEADER = 16  # pixels
 
 
 @torch.no_grad()
@@ -46,7 +45,7 @@ def draw_panels(probe: Probe, translator: Translator) -> dict[str, NDArray[np.ui
                 there["x again"] = to_bytes(back)
             if translator.reader:
                 there["its nuclei"] = _overlay(drawn[0], translator.reader(drawn[0]))
-            sheets["mask_to_tissue" if masks else "source_to_target"] = _sheet(there)
+            sheets["mask_to_tissue" if masks else "source_to_target"] = sheet(there)
         read = translator.to_source(target)
         if read is not None:
             here = {y: to_bytes(target)}
@@ -56,7 +55,7 @@ def draw_panels(probe: Probe, translator: Translator) -> dict[str, NDArray[np.ui
             again = translator.to_target(read, "panel style 0", list(range(len(target))))
             if again is not None:
                 here["y again"] = to_bytes(again)
-            sheets["tissue_to_mask" if masks else "target_to_source"] = _sheet(here)
+            sheets["tissue_to_mask" if masks else "target_to_source"] = sheet(here)
     return sheets
 
 
@@ -65,19 +64,3 @@ def _overlay(images: Tensor, reading: Reading) -> NDArray[np.uint8]:
     for k, picture in enumerate(pictures):
         picture[:, find_boundaries(instances_of(reading, k), mode="inner")] = OUTLINE[:, None]
     return pictures
-
-
-def _sheet(columns: dict[str, NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """Columns of tiles under their titles; small tiles are enlarged without smoothing."""
-    side = next(iter(columns.values())).shape[-1]
-    zoom = max(1, 128 // side)
-    cell = side * zoom + 4
-    rows = len(next(iter(columns.values())))
-    sheet = Image.new("RGB", (cell * len(columns), HEADER + cell * rows), "white")
-    pen = ImageDraw.Draw(sheet)
-    for across, (title, tiles) in enumerate(columns.items()):
-        pen.text((across * cell + 4, 2), title, fill="black")
-        for down, tile in enumerate(tiles):
-            picture = Image.fromarray(tile.transpose(1, 2, 0)).resize((side * zoom,) * 2, Image.Resampling.NEAREST)
-            sheet.paste(picture, (across * cell + 2, HEADER + down * cell + 2))
-    return np.asarray(sheet)

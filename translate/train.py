@@ -25,6 +25,7 @@ try:
 
     from histo.errors import InputError, writing
     from histo.running import checkpoints
+    from histo.running.alarms import Alarm
     from histo.running.checkpoints import Checkpoint
     from histo.running.loading import ImageClock, loader, sound_workers
     from histo.running.occupation import (
@@ -42,7 +43,7 @@ try:
     from histo.running.tracking import Tracker, read_log
     from translate.agreement import Probe, measure
     from translate.best import CRITERION, load_best, spared
-    from translate.collapse import CollapseWatch, diversity
+    from translate.collapse import diversity, rule_of
     from translate.domains import Domains, open_domains
     from translate.engine import Batch, Translator
     from translate.export import export
@@ -127,13 +128,13 @@ def train(recipe: Recipe, run: RunFolder, accelerator: Accelerator, scratch: Pat
     # Before the first step
     with together():
         tracker = Tracker(run.path, translator.images, enabled=first)
-        scorer, watch = None, CollapseWatch()
+        scorer, watch = None, Alarm(rule_of)
         if first:
             if recipe.scores.every:
                 scorer = TrainingScorer(domains, translator, probe.mpp, progress=True)
             print(_facts(recipe, run, domains, translator, checkpoint), flush=True)
             for sentence in damaged:
-                _warn(tracker, translator.images, sentence)
+                tracker.warn(translator.images, sentence)
             if not untrained:
                 untrained = measure(probe, translator)
             if translator.images == 0:
@@ -142,7 +143,7 @@ def train(recipe: Recipe, run: RunFolder, accelerator: Accelerator, scratch: Pat
             past = read_log(run.path)
             if scorer is not None and not any(record.get("note") == f"scores: {scorer.basis}" for record in past):
                 tracker.message(translator.images, f"scores: {scorer.basis}")
-            watch = CollapseWatch(past)
+            watch = Alarm(rule_of, past)
 
     def save(scores: dict[str, Any] | None = None) -> None:
         if first:
@@ -177,7 +178,7 @@ def train(recipe: Recipe, run: RunFolder, accelerator: Accelerator, scratch: Pat
                     tracker.scalars(translator.images, scalars)
                     sums.clear()
                     for sentence in watch(scalars) if first else ():
-                        _warn(tracker, translator.images, sentence)
+                        tracker.warn(translator.images, sentence)
                 content: dict[str, float] | None = None
                 if first and passed(before, translator.images, recipe.train.panel_every):
                     content = _look(probe, translator, tracker, untrained, watch, bar)
@@ -229,12 +230,6 @@ def _finish(run: RunFolder, domains: Domains, probe: Probe, translator: Translat
     print(f"Report: {report.path}   Exports: {run.export}")
 
 
-def _warn(tracker: Tracker, images: int, text: str) -> None:
-    """Say something in the log and on the terminal, without tearing the progress bar."""
-    tracker.message(images, text, "warning")
-    tqdm.write(f"warning: {text}", file=sys.stderr)
-
-
 def _scores(checkpoint: Checkpoint) -> dict[str, float]:
     """What untrained networks reached, as the checkpoint's facts say."""
     stored = checkpoint.facts.get("untrained")
@@ -250,7 +245,7 @@ def _look(
     translator: Translator,
     tracker: Tracker,
     untrained: dict[str, float],
-    watch: CollapseWatch,
+    watch: Alarm,
     bar: tqdm,
 ) -> dict[str, float]:
     """Draw the panels, measure and return agreement; warn when nuclei are found worse than by untrained networks, and
@@ -269,9 +264,9 @@ def _look(
                 f"{name} {values[name]:.3f} is below the untrained {untrained[name]:.3f} at {images} images: "
                 "nuclei and background may be swapped or the mask hidden; look at the panels."
             )
-            _warn(tracker, images, text)
+            tracker.warn(images, text)
     for sentence in watch(apart):
-        _warn(tracker, images, sentence)
+        tracker.warn(images, sentence)
     return values
 
 

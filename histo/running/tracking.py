@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -73,6 +74,19 @@ class Tracker:
         with self._on_board():
             self.board.add_image(name, picture, images, dataformats="HWC")
 
+    def embedding(self, images: int, name: str, vectors: Tensor, labels: list[str], thumbnails: Tensor) -> None:
+        """Show embeddings in TensorBoard's projector.
+
+        Args:
+            vectors: float [N, D].
+            labels: one of each, line breaks aside.
+            thumbnails: float [N, 3, h, w] in [0, 1].
+        """
+        if not self.enabled:
+            return
+        with self._on_board():
+            self.board.add_embedding(vectors, labels, thumbnails, images, name)
+
     def message(self, images: int, text: str, level: str = "note") -> None:
         """Record a sentence ("warning", "note") in the log and in TensorBoard's text page."""
         if not self.enabled:
@@ -80,6 +94,11 @@ class Tracker:
         with self._on_board():
             self._record(images, {level: text})
             self.board.add_text(level, text, images)
+
+    def warn(self, images: int, text: str) -> None:
+        """Say something in the log and on the terminal, without tearing the progress bar."""
+        self.message(images, text, "warning")
+        tqdm.write(f"warning: {text}", file=sys.stderr)
 
     def close(self) -> None:
         """Write what TensorBoard still holds back."""

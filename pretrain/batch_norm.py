@@ -1,0 +1,78 @@
+"""Batch norms of one batch over several processes, and batch norms that look without remembering.
+
+With statistics of its own, each process would train another network than one process alone, and contrastive objectives
+could tell the processes' tiles apart by them.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+
+from histo.running import processes
+
+
+class _Shared:
+    """Forward pass of a batch norm whose mean and variance are those of all processes' tiles; of one size in each."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert isinstance(self, nn.BatchNorm1d | nn.BatchNorm2d)
+        if not self.training:
+            return super().forward(x)  # type: ignore[misc]
+        count = processes.state().num_processes
+        axes = [0, *range(2, x.ndim)]
+        shape = [1, -1] + [1] * (x.ndim - 2)
+        values = x.float()
+        mean = all_reduce(values.mean(axes)) / count
+        centred = values - mean.view(shape)
+        variance = all_reduce(centred.square().mean(axes)) / count
+        if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
+            seen = count * x.numel() // x.shape[1]
+            with torch.no_grad():
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(variance * seen / max(seen - 1, 1), self.momentum)
+                self.num_batches_tracked.add_(1)
+        scaled = centred * (variance + self.eps).rsqrt().view(shape)
+        return (scaled * self.weight.view(shape) + self.bias.view(shape)).to(x.dtype)
+
+
+class SharedBatchNorm1d(_Shared, nn.BatchNorm1d):
+    """As `nn.BatchNorm1d`, over all processes."""
+
+
+class SharedBatchNorm2d(_Shared, nn.BatchNorm2d):
+    """As `nn.BatchNorm2d`, over all processes; unlike `nn.SyncBatchNorm` on a CPU too."""
+
+
+def share(network: nn.Module) -> None:
+    """Let the plain batch norms of a network take the statistics of all processes; alone, nothing changes."""
+    if processes.state().num_processes == 1:
+        return
+    for module in network.modules():
+        for name, child in module.named_children():
+            kind = {nn.BatchNorm1d: SharedBatchNorm1d, nn.BatchNorm2d: SharedBatchNorm2d}.get(type(child))
+            if kind is not None:
+                assert isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d)
+                shared = kind(child.num_features, child.eps, child.momentum)
+                shared.load_state_dict(child.state_dict())
+                module.add_module(name, shared)
+
+
+@contextmanager
+def unremembered(networks: list[nn.Module]) -> Iterator[None]:
+    """Batch norms in training use their batch's statistics, but do not add them to the running ones."""
+    norms = [
+        module
+        for network in networks
+        for module in network.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
+    ]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True

@@ -1,0 +1,198 @@
+"""An encoder with everything that changes while it learns: heads, optimiser, and one step over all objectives."""
+
+from math import cos, pi
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from timm.optim import Lars, param_groups_weight_decay
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from histo.errors import InputError
+from histo.running.checkpoints import Checkpoint, optimizer_tensors, restore_optimizer
+from histo.running.processes import average_gradients, together
+from histo.running.updates import weighted_sum
+from pretrain.backbone import memory_layout
+from pretrain.batch_norm import share, unremembered
+from pretrain.objective import Batch, Context, Objective, Tensors
+from pretrain.objectives import open_objectives
+from pretrain.pool import Pool
+from pretrain.recipe import Recipe
+from pretrain.start import open_backbone
+
+
+class Learner:
+    """The encoder of a recipe, at its start.
+
+    Raises:
+        InputError: an encoder that cannot be built or started as asked, or an objective that misses what it needs.
+    """
+
+    def __init__(self, recipe: Recipe, pool: Pool, accelerator: Accelerator) -> None:
+        self.recipe, self.train, self.accelerator, self.pool = recipe, recipe.train, accelerator, pool
+        torch.manual_seed(recipe.seed)  # initial weights only; every later draw is keyed by image index
+        self.encoder, self.origin = open_backbone(recipe)
+        device = accelerator.device
+        self.encoder.to(device).to(memory_format=memory_layout(self.encoder, device))  # type: ignore[call-overload]
+        if self.train.checkpointing:
+            self.encoder.model.set_grad_checkpointing(True)  # type: ignore[operator]
+        share(self.encoder)
+        seen = torch.compile(self.encoder) if self.train.compile else self.encoder
+        self.objectives: dict[str, Objective] = open_objectives(
+            recipe.objectives, Context(recipe, self.encoder, seen, pool, accelerator)
+        )
+        self.networks: dict[str, nn.Module] = {"encoder": self.encoder.model}
+        for name, objective in self.objectives.items():
+            for head, network in objective.heads().items():
+                share(network.to(device))
+                self.networks[f"{name}_{head}"] = network
+        self.optimizer = self._optimizer()
+        self.spreads: dict[str, float] = {}
+        self.images = 0
+
+    def step(self, batch: Batch) -> Tensors:
+        """Learn from one batch; returns the unweighted terms by name ("simclr/contrast"), detached.
+
+        Raises:
+            InputError: a loss is not finite, here or in another process; raised before it moves a weight.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate()
+        self.optimizer.zero_grad(set_to_none=True)
+        terms: Tensors = {}
+        for name, objective in self.objectives.items():
+            found = self._learn(name, objective, batch)
+            terms |= {f"{name}/{term}": value for term, value in found.items()}
+        average_gradients(self.optimizer)
+        self.optimizer.step()
+        self.images += self.train.batch_size
+        return terms
+
+    def _learn(self, name: str, objective: Objective, batch: Batch) -> Tensors:
+        """Add one objective's gradients; returns its terms.
+
+        The embeddings of all parts and processes are compared at once, and the gradient of the loss by each embedding
+        goes back through the part it came from (Gao et al. 2021, "Scaling deep contrastive learning batch size"). With
+        several parts each is run twice, first without a graph.
+        """
+        with torch.no_grad():
+            shown = objective.show(batch)
+        parts = self._parts(shown)
+        whole = len(parts) == 1
+        if whole:
+            embedded, own = self._embed(objective, parts[0])
+        else:
+            with torch.no_grad(), unremembered(list(self.networks.values())):
+                before = [self._embed(objective, part)[0] for part in parts]
+            embedded = {key: torch.cat([each[key] for each in before]) for key in before[0]}
+        everyones = {
+            key: self.accelerator.gather(value.detach().contiguous()).requires_grad_()
+            for key, value in embedded.items()
+        }
+        terms: Tensors = {}
+        gradients: Tensors = {}
+        if everyones:
+            terms = objective.compare(everyones)
+            with together():
+                loss = objective.weight * weighted_sum(terms, self._weights(objective, terms))
+            loss.backward()
+            self._look(name, everyones)
+            gradients = {key: self._mine(value.grad, len(embedded[key])) for key, value in everyones.items()}
+        alone: dict[str, list[Tensor]] = {}
+        start = 0
+        for part in parts:
+            if not whole:
+                embedded, own = self._embed(objective, part)
+            size = len(next(iter(part.values())))
+            rows = slice(start, start + size)
+            start += size
+            if own:
+                with together():
+                    loss = objective.weight * weighted_sum(own, self._weights(objective, own)) / len(parts)
+            roots = list(embedded.values()) + ([loss] if own else [])
+            torch.autograd.backward(roots, [gradients[key][rows] for key in embedded] + ([None] if own else []))
+            for key, value in own.items():
+                alone.setdefault(key, []).append(value.detach())
+        terms = {key: value.detach() for key, value in terms.items()}
+        return terms | {key: torch.stack(values).mean() for key, values in alone.items()}
+
+    def _embed(self, objective: Objective, part: Tensors) -> tuple[Tensors, Tensors]:
+        with self.accelerator.autocast():
+            embedded, own = objective.embed(part)
+        return {key: value.float() for key, value in embedded.items()}, own
+
+    def _weights(self, objective: Objective, terms: Tensors) -> dict[str, float]:
+        return {name: 1.0 for name in terms} | objective.weights()
+
+    def _parts(self, shown: Tensors) -> list[Tensors]:
+        count = len(next(iter(shown.values())))
+        if count % self.train.accumulation:
+            raise InputError(
+                f"train.accumulation is {self.train.accumulation}, expected a divisor of the {count} tiles that each "
+                "process takes of a batch."
+            )
+        split = {key: value.chunk(self.train.accumulation) for key, value in shown.items()}
+        return [{key: values[k] for key, values in split.items()} for k in range(self.train.accumulation)]
+
+    def _mine(self, gradient: Tensor | None, count: int) -> Tensor:
+        """This process's rows; times the processes, since gradients will be averaged over them."""
+        assert gradient is not None
+        first = self.accelerator.process_index * count
+        return gradient[first : first + count] * self.accelerator.num_processes
+
+    def _look(self, name: str, embedded: Tensors) -> None:
+        """How far apart embeddings lie: the mean deviation of their numbers, in units of that of random directions."""
+        first = F.normalize(next(iter(embedded.values())).detach().flatten(0, -2), dim=1)
+        self.spreads[f"embedding/{name}_spread"] = float(first.std(dim=0).mean() * first.shape[1] ** 0.5)
+
+    def rate(self) -> float:
+        """The learning rate now: a line up over the warm-up, then a cosine down to 0."""
+        done = (self.images + self.train.batch_size) / self.train.images
+        if done < self.train.warmup:
+            return self.train.peak_rate * done / self.train.warmup
+        past = (self.images / self.train.images - self.train.warmup) / (1 - self.train.warmup)
+        return self.train.peak_rate * 0.5 * (1 + cos(pi * min(1.0, max(0.0, past))))
+
+    def scalars(self) -> dict[str, float]:
+        """What else to log."""
+        values = {"rate": self.rate(), **self.spreads}
+        for name, objective in self.objectives.items():
+            values |= {f"{name}/{key}": value for key, value in objective.scalars().items()}
+        return values
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        groups = [
+            group
+            for network in self.networks.values()
+            for group in param_groups_weight_decay(network, self.train.decay)
+            if group["params"]
+        ]
+        if self.train.optimizer == "lars":
+            return Lars(groups, lr=self.train.peak_rate, momentum=self.train.momentum)
+        return torch.optim.AdamW(groups, lr=self.train.peak_rate, betas=(self.train.momentum, 0.999), fused=True)
+
+    def checkpoint(self, facts: dict[str, Any]) -> Checkpoint:
+        """Everything that a resumed run needs."""
+        tensors = {name: network.state_dict() for name, network in self.networks.items()}
+        tensors["optimizer"] = optimizer_tensors(self.optimizer)
+        return Checkpoint(tensors, {**facts, "images": self.images})
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint of a learner with the same settings.
+
+        Raises:
+            InputError: networks of another shape, or a state that is missing.
+        """
+        try:
+            for name, network in self.networks.items():
+                network.load_state_dict(checkpoint.tensors[name])
+            restore_optimizer(self.optimizer, checkpoint.tensors["optimizer"])
+        except (LookupError, ValueError, RuntimeError) as error:
+            text = str(error).splitlines()
+            first = text[1].strip() if len(text) > 1 else str(error)
+            raise InputError(
+                f"The checkpoint does not fit these settings ({first}); use those it was trained with, or start a new "
+                "run."
+            ) from error
+        self.images = checkpoint.facts["images"]
