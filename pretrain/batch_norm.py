@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
+from histo.errors import InputError
 from histo.running import processes
 
 
@@ -46,18 +48,28 @@ class SharedBatchNorm2d(_Shared, nn.BatchNorm2d):
     """As `nn.BatchNorm2d`, over all processes; unlike `nn.SyncBatchNorm` on a CPU too."""
 
 
+class SharedBatchNormAct2d(_Shared, BatchNormAct2d):
+    """As timm's batch norm with an activation, over all processes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.drop(super().forward(x))) if self.training else super().forward(x)
+
+
+KINDS = {nn.BatchNorm1d: SharedBatchNorm1d, nn.BatchNorm2d: SharedBatchNorm2d, BatchNormAct2d: SharedBatchNormAct2d}
+
+
 def share(network: nn.Module) -> None:
-    """Let the plain batch norms of a network take the statistics of all processes; alone, nothing changes."""
+    """Let the batch norms of a network take the statistics of all processes; alone, nothing changes."""
     if processes.state().num_processes == 1:
         return
     for module in network.modules():
-        for name, child in module.named_children():
-            kind = {nn.BatchNorm1d: SharedBatchNorm1d, nn.BatchNorm2d: SharedBatchNorm2d}.get(type(child))
-            if kind is not None:
-                assert isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d)
-                shared = kind(child.num_features, child.eps, child.momentum)
-                shared.load_state_dict(child.state_dict())
-                module.add_module(name, shared)
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            if type(module) not in KINDS:
+                raise InputError(
+                    f"The encoder has layers of type {type(module).__name__}, whose statistics several processes "
+                    "cannot share; use --encoder.norm group, another encoder, or one process."
+                )
+            module.__class__ = KINDS[type(module)]  # keeps weights, statistics and whatever else it has
 
 
 @contextmanager

@@ -1,0 +1,187 @@
+"""Pretraining end to end: it runs, it resumes bit for bit however it was stopped, and it says what is wrong."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+
+from histo.encoders import load
+from histo.errors import InputError
+from histo.running import checkpoints
+from histo.running.tracking import read_log
+from pretrain.objectives import simclr
+from pretrain.train import main
+from tests.launching import ENVIRONMENT, ROOT, wait_for
+
+SCRIPT = str(ROOT / "pretrain" / "train.py")
+
+
+@pytest.fixture(scope="session")
+def arguments(tile_folder: Path) -> list[str]:
+    """A pretraining small enough for seconds: 40 steps of 4 tiles, a ResNet of 0.4 M weights with batch norm."""
+    settings = {
+        "data.tissue": tile_folder,
+        "data.tile_size": 48,
+        "data.view_size": 32,
+        "encoder.architecture": "test_resnet",
+        "probe.every": 80,
+        "probe.stains": 2,
+        "train.images": 160,
+        "train.batch_size": 4,
+        "train.log_every": 16,
+        "train.save_every": 32,
+        "train.panel_every": 80,
+    }
+    return [text for name, value in settings.items() for text in (f"--{name}", str(value))]
+
+
+@pytest.fixture(scope="session")
+def finished(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("pretraining") / "run"
+    process = begin([*arguments, "--data.workers", "0"], run)
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert "Done: 160 images" in output
+    return run
+
+
+def begin(arguments: list[str], run: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, SCRIPT, *arguments, "--run.dir", str(run)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+
+
+def final_state(run: Path) -> dict[str, dict[str, torch.Tensor]]:
+    newest = checkpoints.complete(run / "checkpoints")[-1]
+    assert newest.name.endswith("160")
+    return checkpoints.load(newest).tensors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("instant", "number"),
+    [
+        ("checkpoints/.writing-000000000064", signal.SIGKILL),  # in the middle of saving
+        ("checkpoints/000000000032", signal.SIGTERM),
+    ],
+)
+def test_a_stopped_run_resumes_bit_for_bit(
+    arguments: list[str], finished: Path, tmp_path: Path, instant: str, number: signal.Signals
+) -> None:
+    run = tmp_path / "run"
+    process = begin([*arguments, "--data.workers", "1"], run)
+    wait_for(run / instant, process)
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=120)
+    if number != signal.SIGKILL:
+        assert process.returncode == 0, errors
+        assert f"Stopped by {number.name}" in output
+    stopped_at = checkpoints.complete(run / "checkpoints")
+    assert not stopped_at or not stopped_at[-1].name.endswith("160"), "the run was over before it was stopped"
+
+    process = begin([*arguments, "--data.workers", "1"], run)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    mine, other = final_state(run), final_state(finished)
+    assert mine.keys() == other.keys() == {"encoder", "simclr_projector", "optimizer"}
+    for group, tensors in other.items():
+        assert mine[group].keys() == tensors.keys()
+        for name, tensor in tensors.items():
+            assert torch.equal(mine[group][name], tensor), f"{group} {name}"
+    images = [record["images"] for record in read_log(run) if "loss/simclr/contrast" in record]
+    assert images == list(range(16, 161, 16)), "each image count stands in the log once"
+
+
+def test_the_run_folder_holds_what_users_load(finished: Path) -> None:
+    model, card = load(finished / "export" / "encoder.safetensors")
+    assert (card["objective"], card["images_seen"], card["mpp"]) == (["simclr"], 160, pytest.approx(0.5))
+    assert card["mean"] == card["std"] == [0.5] * 3
+    assert card["probe"].keys() >= {"probe/stain_cosine", "probe/effective_rank"}
+    trained = load_file(finished / "checkpoints" / "000000000160" / "encoder.safetensors")
+    assert all(torch.equal(trained[name], value) for name, value in model.state_dict().items())
+    bare = timm.create_model("test_resnet", num_classes=0)
+    bare.load_state_dict(load_file(finished / "export" / "encoder.safetensors"))
+
+    report = (finished / "report.html").read_text()
+    assert "data:image/" in report
+    assert "http://" not in report
+    names = {path.name.rpartition("-")[0] for path in (finished / "panels").glob("*.png")}
+    assert names == {"simclr_views", "simclr_similarity", "stain_sensitivity"}
+    scalars = {name for record in read_log(finished) for name in record}
+    assert {"embedding/simclr_spread", "rate", "probe/spread_share", "speed/wait_share"} <= scalars
+    assert [r["images"] for r in read_log(finished) if "probe/stain_cosine" in r] == [0, 80, 160]
+
+
+def test_several_objectives_teach_one_encoder(arguments: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    more = ["--objective", "[simclr, barlow]", "--barlow.width", "32", "--train.images", "32", "--probe.every", "0"]
+    main([*arguments, *more, "--data.workers", "0", "--run.dir", str(run)])
+    scalars = {name for record in read_log(run) for name in record}
+    assert {"loss/simclr/contrast", "loss/barlow/invariance", "loss/barlow/redundancy"} <= scalars
+    assert json.loads((run / "export" / "encoder.json").read_text())["objective"] == ["simclr", "barlow"]
+
+
+def test_dry_run_writes_nothing(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    main([*arguments, "--run.dir", str(tmp_path / "run"), "--dry_run"])
+    printed = capsys.readouterr().out
+    assert "view_size: 32" in printed
+    assert "starts from random weights" in printed
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_non_finite_loss_stops_with_its_name(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = []
+
+    def broken(first: torch.Tensor, second: torch.Tensor, temperature: float) -> torch.Tensor:
+        steps.append(1)
+        return (first * second).mean() * (float("nan") if len(steps) > 9 else 1.0)
+
+    monkeypatch.setattr(simclr, "nt_xent", broken)
+    run = tmp_path / "run"
+    with pytest.raises(InputError, match=r"term contrast became nan at step 9 \(36 images\).*000000000032"):
+        main([*arguments, "--probe.every", "0", "--data.workers", "0", "--run.dir", str(run)])
+    assert [path.name for path in checkpoints.complete(run / "checkpoints")] == ["000000000032"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        (["--data.tissue", "/nowhere/at/all"], "/nowhere/at/all"),
+        (["--objective", "simclear"], "There is no objective 'simclear' of pretraining; did you mean simclr?"),
+        (["--objective", "[simclr, simclr]"], "names simclr twice"),
+        (["--train.batch_size", "64"], "There are 8 tiles of --data.split 'train' and train.batch_size is 64"),
+        (["--train.accumulation", "3"], "expected a multiple of train.accumulation (3)"),
+        (["--data.view_size", "30"], "data.view_size is 30, expected a multiple of 32"),
+        (["--encoder.architecture", "resnet5"], "timm has no model named 'resnet5'"),
+        (["--encoder.source", "/nowhere.safetensors"], "/nowhere.safetensors"),
+        (["--translator", "/nowhere"], "has no export/encoder.safetensors"),
+        (["--simclr.temperature", "0"], "simclr.temperature is 0.0, expected a finite number above 0"),
+        (["--train.learning_rate", "1000"], "train.learning_rate is 1000"),
+    ],
+)
+def test_mistakes_get_one_sentence(arguments: list[str], tmp_path: Path, wrong: list[str], sentence: str) -> None:
+    with pytest.raises(InputError) as caught:
+        main([*arguments, *wrong, "--run.dir", str(tmp_path / "run"), "--data.workers", "0"])
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run" / "checkpoints" / "000000000032").exists()
+
+
+def test_a_source_without_tiles_to_learn_from_is_named(
+    arguments: list[str], tile_folder: Path, other_folder: Path, tmp_path: Path
+) -> None:
+    table = other_folder / "tiles.csv"
+    before = table.read_text()
+    table.write_text(before.replace(",train", ",test"))
+    try:
+        with pytest.raises(InputError, match=f"The source {other_folder.name} of --data.tissue has no tile of"):
+            main([*arguments, "--data.tissue", f"[{tile_folder}, {other_folder}]", "--run.dir", str(tmp_path / "run")])
+    finally:
+        table.write_text(before)
