@@ -67,9 +67,10 @@ if mode == "fail":
 @pytest.fixture
 def checkout(tmp_path):
     """A stand-in for the repository, whose training script does what its config says."""
-    for path, content in ((demo.SCRIPT, SCRIPT), (demo.CONFIG, "finish")):
-        (tmp_path / path).parent.mkdir(parents=True)
-        (tmp_path / path).write_text(content)
+    for stage in demo.STAGES:
+        for path, content in ((stage.script, SCRIPT), (stage.config, "finish")):
+            (tmp_path / path).parent.mkdir(parents=True)
+            (tmp_path / path).write_text(content)
     return tmp_path
 
 
@@ -78,7 +79,8 @@ def test_the_demo_shows_its_command_and_where_the_report_is(checkout, capfd, mon
     assert run_demo(Path("runs/demo"), checkout) == 0
     shown = capfd.readouterr().out
     assert "translate/train.py --config configs/translate/demo.yaml --run.dir runs/demo/translator\n" in shown
-    assert "runs/demo/translator/report.html" in shown
+    assert "configs/pretrain/demo.yaml --translator runs/demo/translator --run.dir runs/demo/encoder\n" in shown
+    assert "runs/demo/translator/report.html\n  runs/demo/encoder/report.html" in shown
     assert "tensorboard --logdir runs/demo" in shown
 
 
@@ -94,14 +96,17 @@ def test_a_finished_demo_says_so_and_is_left_alone(checkout, capfd):
 
 
 def test_the_scripts_failure_is_the_demos(checkout, capfd):
-    (checkout / demo.CONFIG).write_text("fail")
+    (checkout / demo.STAGES[1].config).write_text("fail")
     assert run_demo(checkout / "runs", checkout) == 3
-    assert "same command continues it" in capfd.readouterr().err
+    assert "encoder/report.html (exit code 3); the same command continues it" in capfd.readouterr().err
+    (checkout / demo.STAGES[1].config).write_text("finish")
+    assert run_demo(checkout / "runs", checkout) == 0
+    assert capfd.readouterr().out.count("$ ") == 1, "the finished translator was trained again"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_request_to_stop_reaches_the_script_which_may_save(checkout, number):
-    (checkout / demo.CONFIG).write_text("slow")
+    (checkout / demo.STAGES[0].config).write_text("slow")
     code = (
         "import sys; from pathlib import Path; from histo.commands.demo import run_demo; "
         "sys.exit(run_demo(Path(sys.argv[1]) / 'runs', Path(sys.argv[1])))"
