@@ -33,7 +33,8 @@ def main(arguments: list[str]) -> int:
     """Run `nucleate demo [--dir DIR]`; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="nucleate demo",
-        description="Train a small translator on phantom tissue, and an encoder from it. A demo that was interrupted continues where it was.",
+        description="Train a small translator on phantom tissue, and an encoder from it. A demo that was interrupted "
+        "continues where it was.",
     )
     parser.add_argument("--dir", type=Path, default=Path("runs/demo"), help="where it is kept; default: %(default)s")
     return run_demo(parser.parse_args(arguments).dir, CHECKOUT)
