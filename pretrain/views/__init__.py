@@ -20,7 +20,9 @@ from pretrain.views.colour import Colour, draw_colour, recolour, turn_hue
 from pretrain.views.geometry import draw_geometry, warp, warp_instances
 from pretrain.views.settings import ViewSettings
 
-BLOCK = 2**18  # pixels of views that a thread of a CPU works on at a time: what lies between steps takes little memory
+BLOCK = (
+    2**18
+)  # pixels of views that a thread of a CPU works on at a time: more take longer to get memory for than to compute
 
 __all__ = [
     "Colour",
@@ -63,7 +65,7 @@ def view(
     views = torch.empty(len(images), 3, size, size, device=images.device)
     block = max(1, len(images))
     if images.device.type == "cpu":
-        block = max(1, torch.get_num_threads() * BLOCK // size**2)
+        block = torch.get_num_threads() * max(1, BLOCK // size**2)
     for start in range(0, len(images), block):
         part = slice(start, start + block)
         drawn = (settings, seed, stream, indices[part])

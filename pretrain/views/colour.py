@@ -5,6 +5,7 @@ The changes of colour are those of torchvision's `adjust_brightness`, `adjust_co
 expression does any of them, to each image another. Levels are float32, 0 to 255.
 """
 
+from collections.abc import Callable
 from math import log
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from histo.randomness import draws
 from histo.stains import Jitter, augment_stains, draw_jitter, jitter_hed
 from pretrain.views.settings import ViewSettings
 
-BRIGHTNESS, CONTRAST, SATURATION = range(3)
+CONTRAST, SATURATION = 1, 2  # among the factors, behind brightness
 LUMA = (0.2989, 0.587, 0.114)  # torchvision's weights of red, green and blue in grey
 _STAIN_UNIT = log(1e6)  # optical depth of a shift of 1 in a `Jitter`
 
@@ -80,18 +81,14 @@ def recolour(images: Tensor, colour: Colour) -> Tensor:
     """
     if colour.stain is not None:
         images = augment_stains(images, colour.stain).images
-    if colour.hed is not None:
-        images = jitter_hed(images, colour.hed)
-    some = (colour.factors != 1).any(dim=1)
+    images = images.clone() if colour.hed is None else jitter_hed(images, colour.hed)
+    mixed = bool((colour.factors != 1).any())
     for step in range(4):
-        images = _change_hue(images, colour.hue, (colour.hue != 0) & (colour.hue_after == step))
-        if step < 3 and bool(some.any()):
+        _change(images, (colour.hue != 0) & (colour.hue_after == step), turn_hue, colour.hue)
+        if step < 3 and mixed:
             which = colour.order[:, step]
-            images = _mix(images, which, colour.factors.gather(1, which[:, None])[:, 0])
-    (rows,) = colour.grey.nonzero(as_tuple=True)
-    if len(rows):
-        there = rows.to(images.device)
-        images = images.index_copy(0, there, _grey(images.index_select(0, there))[:, None].expand(-1, 3, -1, -1))
+            _mix(images, which, colour.factors.gather(1, which[:, None])[:, 0])
+    _change(images, colour.grey, lambda some: _grey(some)[:, None].expand(-1, 3, -1, -1))
     return images
 
 
@@ -119,25 +116,26 @@ def turn_hue(images: Tensor, turn: Tensor) -> Tensor:
     return torch.addcmul(largest[:, None], spread[:, None], away, value=-1)
 
 
-def _change_hue(images: Tensor, turn: Tensor, where: Tensor) -> Tensor:
+def _change(images: Tensor, where: Tensor, change: Callable[..., Tensor], *amounts: Tensor) -> None:
+    """Change some images in place; the others cost nothing."""
     (rows,) = where.nonzero(as_tuple=True)
-    if not len(rows):
-        return images
-    there = rows.to(images.device)
-    return images.index_copy(0, there, turn_hue(images.index_select(0, there), turn[rows].to(images.device)))
+    if len(rows):
+        there = rows.to(images.device)
+        changed = change(images.index_select(0, there), *(amount[rows].to(images.device) for amount in amounts))
+        images.index_copy_(0, there, changed)
 
 
-def _mix(images: Tensor, which: Tensor, factors: Tensor) -> Tensor:
-    """factor · image + (1 - factor) · other, where the other is black, the image's mean grey or its grey."""
+def _mix(images: Tensor, which: Tensor, factors: Tensor) -> None:
+    """factor · image + (1 - factor) · other in place, where the other is black, the image's mean grey or its grey."""
     rest = 1 - factors
-    rest, of_mean, of_grey, factors = (
+    rest_of_mean, rest_of_grey, factors = (
         part.to(images.device)[:, None, None]
-        for part in (rest, rest * (which == CONTRAST), rest * (which == SATURATION), factors)
+        for part in (rest * (which == CONTRAST), rest * (which == SATURATION), factors)
     )
     other = _grey(images)
     mean = other.mean(dim=2, keepdim=True).mean(dim=1, keepdim=True)  # by rows: the same for any number of images
-    other.mul_(of_grey).add_(of_mean * mean)
-    return (images * factors[:, None]).add_(other[:, None]).clamp_(0, 255)
+    other.mul_(rest_of_grey).add_(rest_of_mean * mean)
+    images.mul_(factors[:, None]).add_(other[:, None]).clamp_(0, 255)
 
 
 def _grey(images: Tensor) -> Tensor:
