@@ -94,7 +94,14 @@ def test_a_view_is_its_parts_in_turn() -> None:
     tiles, drawn = tissue(4).float(), (BASELINES["everything"], 2, "parts", [0, 1, 2, 3])
     shown = views.warp(tiles, views.draw_geometry(*drawn), 64)
     expected = views.blur(views.recolour(shown, views.draw_colour(*drawn)), views.draw_blur(*drawn))
-    assert torch.equal(views.view(tiles, *drawn, 64), expected)
+    assert torch.equal(views.view(tiles, *drawn, 64), expected.clamp(0, 255))
+
+
+def test_white_stays_within_levels() -> None:
+    white = torch.full((16, 3, 50, 50), 255, dtype=torch.uint8)
+    found = views.view(white, ViewSettings(jitter=0, grey=0, blur=1), 0, "white", list(range(16)), 37)
+    assert found.max() == 255
+    assert found.min() > 254.99
 
 
 def test_no_images_have_no_views() -> None:

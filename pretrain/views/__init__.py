@@ -69,7 +69,6 @@ def view(
     for start in range(0, len(images), block):
         part = slice(start, start + block)
         drawn = (settings, seed, stream, indices[part])
-        with torch.autocast(images.device.type, enabled=False):
-            shown = recolour(warp(images[part], draw_geometry(*drawn), size), draw_colour(*drawn))
-            views[part] = blur(shown, draw_blur(*drawn))
+        shown = recolour(warp(images[part], draw_geometry(*drawn), size), draw_colour(*drawn))
+        torch.clamp(blur(shown, draw_blur(*drawn)), 0, 255, out=views[part])  # means of white may round above it
     return views

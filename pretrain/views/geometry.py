@@ -40,7 +40,8 @@ def warp(images: Tensor, geometry: Tensor, size: int) -> Tensor:
     """Views of images, bilinear; what lies beyond the border is the border.
 
     A view smaller than the part it shows by a factor of 2 or more reads a tile halved so often that no pixel is passed
-    over; below 2 a filter before would change tissue by 1 to 2 levels. Where pixels fall on pixels (a symmetry alone at the tile's own size) they are exact.
+    over; below 2, antialiasing would change phantom tissue by less than 2 levels on average. Where pixels fall on
+    pixels (a symmetry alone at the tile's own size) they are exact.
 
     Args:
         images: uint8 or float32 [N, C, S, S].
