@@ -5,7 +5,7 @@ it, so that thresholds and strengths are in their units. Images are uint8 or flo
 """
 
 from collections.abc import Callable
-from math import log, log2
+from math import log
 
 import torch
 from torch import Tensor
@@ -47,13 +47,14 @@ def optical_depth(images: Tensor) -> Tensor:
 
 def from_optical_depth(depth: Tensor, dtype: torch.dtype) -> Tensor:
     """Inverse of `optical_depth`, clipped to 0 to 255; rounded where `dtype` is uint8."""
-    return _levels(log2(GLASS) - depth / log(2), dtype)
+    return _levels(log(GLASS) - depth, dtype)
 
 
 def map_depth(images: Tensor, matrix: Tensor, shift: Tensor | None = None, glass: float = GLASS) -> Tensor:
-    """Images with optical depth τ @ matrix + shift, in every pixel. Not for use under autocast.
+    """Images with optical depth τ @ matrix + shift, in every pixel.
 
-    One affine map of the logarithms of levels, to the base 2 since their powers are computed fastest.
+    One affine map of the logarithms of levels. Neither a product of matrices nor powers of 2 make it: these round by
+    how many pixels there are beside, and an image would depend on its batch.
 
     Args:
         images: uint8 or float [N, 3, H, W] RGB, levels 0 to 255.
@@ -65,12 +66,16 @@ def map_depth(images: Tensor, matrix: Tensor, shift: Tensor | None = None, glass
         As `images`; uint8 is rounded. An identity returns uint8 images exactly.
     """
     across = matrix.float().mT
-    offset = log2(glass) * (1 - across.sum(dim=2))
+    offset = log(glass) * (1 - across.sum(dim=2))
     if shift is not None:
-        offset = offset - shift.float() / log(2)
+        offset = offset - shift.float()
+    red, green, blue = (log(2) * across)[..., None].unbind(2)
 
     def mapped(levels: Tensor) -> Tensor:
-        return _levels(torch.baddbmm(offset[:, :, None], across, _logarithms(levels)), images.dtype)
+        logarithms = _logarithms(levels)
+        changed = torch.addcmul(offset[:, :, None], red, logarithms[:, :1])
+        changed.addcmul_(green, logarithms[:, 1:2]).addcmul_(blue, logarithms[:, 2:])
+        return _levels(changed, images.dtype)
 
     return in_blocks(images, mapped)
 
@@ -102,7 +107,7 @@ def _logarithms(images: Tensor) -> Tensor:
 
 
 def _levels(logarithms: Tensor, dtype: torch.dtype) -> Tensor:
-    """Levels I of log2(I + 1); overwrites it."""
+    """Levels I of log(I + 1); overwrites it."""
     if dtype == torch.uint8:
-        return logarithms.exp2_().sub_(0.5).clamp_(0, 255).to(dtype)  # half up, by truncation
-    return logarithms.exp2_().sub_(1).clamp_(0, 255).to(dtype)
+        return logarithms.exp_().sub_(0.5).clamp_(0, 255).to(dtype)  # half up, by truncation
+    return logarithms.exp_().sub_(1).clamp_(0, 255).to(dtype)
