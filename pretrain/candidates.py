@@ -23,6 +23,7 @@ class Candidate:
     Attributes:
         name: short, for tables.
         network: without classifier, on `device`.
+        architecture: its name in its library.
         side: pixels a side of the tiles it sees.
         mean, std: of each channel, of levels scaled to [0, 1].
         facts: where its weights come from, their SHA-256, and the card of an encoder file; as JSON can hold them.
@@ -30,6 +31,7 @@ class Candidate:
 
     name: str
     network: nn.Module
+    architecture: str
     side: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -72,7 +74,7 @@ def open_candidate(
         origin = f"random, seed {seed}, norm {norm}"
         facts = {"encoder": named, "weights": origin, "weights_sha256": digest(network.state_dict())}
         network = network.requires_grad_(False).eval().to(device)
-        return Candidate(named, network, side, (0.5,) * 3, (0.5,) * 3, device, facts)
+        return Candidate(named, network, wanted.name, side, (0.5,) * 3, (0.5,) * 3, device, facts)
     if named.startswith("timm:") and not download:
         raise InputError(
             f"{named} means the weights that timm publishes: add --download to fetch them, or name "
@@ -82,7 +84,10 @@ def open_candidate(
     about: dict[str, Any] = {"encoder": named, "weights": found.origin, "weights_sha256": found.sha256}
     if named.endswith(".safetensors"):
         about["card"] = encoders.read_card(Path(named), "encoder")[1]
-    return Candidate(short_name(named), found.network, tile_size or found.side, found.mean, found.std, device, about)
+    architecture = about["card"]["architecture"] if "card" in about else named
+    return Candidate(
+        short_name(named), found.network, architecture, tile_size or found.side, found.mean, found.std, device, about
+    )
 
 
 def short_name(named: str) -> str:

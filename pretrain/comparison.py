@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from histo.running.report import Report
-from pretrain.evaluation import Result, Stain
+from pretrain.evaluation import Result
 from pretrain.problems import Problem
+from pretrain.restaining import Restaining
 
 COLUMNS = {
     "knn_accuracy": "kNN accuracy",
@@ -58,7 +59,9 @@ def describe_split(result: Result, problem: Problem) -> str:
         )
         parted = split.get("near_duplicates", {}).get("share_of_tiles_parted_by_folds", 0)
         if parted:
-            said.append(f"{parted:.0%} of the tiles have a near-duplicate in another fold, so accuracies are too high")
+            said.append(
+                f"{parted:.0%} of the tiles or more have a near-duplicate in another fold, so accuracies are too high"
+            )
     nuclei = result.split.get("nuclei")
     if nuclei is not None:
         said.append(f"nuclei: {nuclei['tiles']} tiles, {nuclei['folds']} folds of patients, {nuclei['crop']}")
@@ -73,7 +76,7 @@ def write_report(
     results: list[Result],
     problems: list[Problem],
     notes: list[str],
-    stain: Stain,
+    restaining: Restaining,
     side: int,
     command: str,
 ) -> None:
@@ -96,7 +99,7 @@ def write_report(
     for problem in problems:
         places = np.linspace(0, len(problem.positions) - 1, ROWS).round().astype(int)
         chosen = problem.images(side)[sorted(set(places.tolist()))]
-        made = stain(chosen)
+        made = restaining(chosen)
         rows = [
             np.concatenate([_picture(each) for each in (image, *made.images[:, k])], axis=1)
             for k, image in enumerate(chosen)
@@ -114,6 +117,6 @@ def _picture(image: Any) -> Any:
 def _shown(figure: dict[str, Any] | None) -> str:
     if figure is None:
         return "–"
-    digits = 1 if figure["mean"] >= 10 else 3
+    digits = 1 if figure["mean"] >= 10 else 3 if figure["mean"] >= 0.01 else 5
     spread = "" if figure["sd"] is None else f" ± {figure['sd']:.{digits}f}"
     return f"{figure['mean']:.{digits}f}{spread}"

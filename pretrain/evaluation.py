@@ -1,8 +1,9 @@
 """One encoder on one problem: features once, then every fold of every seed on them."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,6 @@ from torch import Tensor
 from histo.errors import InputError
 from histo.probes import (
     PixelProbe,
-    Restained,
     effective_rank,
     fit_chosen,
     folds,
@@ -26,10 +26,10 @@ from histo.probes import (
 )
 from histo.probes.pixels import count, iou
 from pretrain.candidates import Candidate
+from pretrain.features import Features, features_of
 from pretrain.problems import Problem
+from pretrain.restaining import Restaining
 
-Stain = Callable[[Tensor], Restained]
-_CHUNK = 64  # tiles restained at a time
 STRIDE = 32  # pixels; a crop for the per-pixel head has a side of a multiple of it
 
 
@@ -68,46 +68,43 @@ def evaluate(
     candidate: Candidate,
     name: str,
     problem: Problem,
-    stain: Stain,
+    restaining: Restaining,
     k: int,
     seeds: Sequence[int],
     neighbours: int,
     pixel_crop: int | None,
+    cache: Path | None,
 ) -> Result:
     """Every figure that the problem allows.
 
     Args:
         name: of the encoder, for tables.
-        stain: tiles in several stains.
         k, seeds: folds, and the draws of them.
         neighbours: of kNN.
         pixel_crop: pixels a side, at most, of the centre of a tile that the per-pixel head sees; None leaves it out.
+        cache: folder of features, see `features_of`.
     """
     result = Result(name, problem.name)
     start = time.perf_counter()
     images = problem.images(candidate.side)
     result.seconds["tiles"] = time.perf_counter() - start
     start = time.perf_counter()
-    features = candidate(images)
+    features = features_of(candidate, images, restaining, cache)
     result.seconds["features"] = time.perf_counter() - start
-    start = time.perf_counter()
-    stained, usable = _stained(candidate, images, stain)
-    result.seconds["restained features"] = time.perf_counter() - start
-    if not (features.isfinite().all() and stained.isfinite().all()):
-        raise InputError(f"The encoder {name} gives features that are not finite; was its training diverging?")
+    plain, usable = features.plain, features.usable
     result.values |= {
-        "uniformity": [uniformity(features)],
-        "spread_share": [spread(features) * features.shape[1] ** 0.5],
-        "effective_rank": [effective_rank(features)],
+        "uniformity": [uniformity(plain)],
+        "spread_share": [spread(plain) * plain.shape[1] ** 0.5],
+        "effective_rank": [effective_rank(plain)],
     }
     if int(usable.sum()) >= 2:
-        sensitivity = stain_sensitivity(stained[:, usable])
+        sensitivity = stain_sensitivity(features.stained[:, usable])
         result.values |= {"stain_cosine": [sensitivity.cosine], "stain_ratio": [sensitivity.ratio]}
     else:
         result.left_out["stain_cosine"] = f"{int(usable.sum())} tiles have H&E stains"
     result.split["tiles_without_stains"] = int((~usable).sum())
     start = time.perf_counter()
-    _classify(result, problem, features, stained, k, seeds, neighbours)
+    _classify(result, problem, features, k, seeds, neighbours)
     result.seconds["classification"] = time.perf_counter() - start
     start = time.perf_counter()
     _find_nuclei(result, candidate, problem, k, seeds, pixel_crop)
@@ -115,21 +112,10 @@ def evaluate(
     return result
 
 
-def _stained(candidate: Candidate, images: Tensor, stain: Stain) -> tuple[Tensor, Tensor]:
-    """Features of restained tiles, float32 [k, N, D], and which tiles have stains, bool [N]."""
-    features, usable = [], []
-    for chunk in images.split(_CHUNK):
-        made = stain(chunk)
-        features.append(torch.stack([candidate(each) for each in made.images]))
-        usable.append(made.usable)
-    return torch.cat(features, dim=1), torch.cat(usable)
-
-
 def _classify(
     result: Result,
     problem: Problem,
-    features: Tensor,
-    stained: Tensor,
+    features: Features,
     k: int,
     seeds: Sequence[int],
     neighbours: int,
@@ -138,7 +124,7 @@ def _classify(
     if problem.labels is None or len(set(problem.labels)) < 2:
         result.left_out["knn_accuracy"] = "tiles have no labels" if problem.labels is None else "a single class"
         return
-    classes = sorted(set(problem.labels))
+    plain, classes = features.plain, sorted(set(problem.labels))
     truth = torch.tensor([classes.index(label) for label in problem.labels])
     pairs = problem.near_duplicates()
     split: dict[str, Any] = {"folds": k, "seeds": list(seeds), "test_tiles": [], "penalties": []}
@@ -152,17 +138,17 @@ def _classify(
         for number in range(k):
             test = torch.from_numpy(fold == number)
             split["test_tiles"].append(int(test.sum()))
-            guesses = {"knn": knn(features[~test], truth[~test], features[test], len(classes), neighbours)}
+            guesses = {"knn": knn(plain[~test], truth[~test], plain[test], len(classes), neighbours)}
             patients = [patient for patient, held in zip(problem.patients, test.tolist(), strict=True) if not held]
-            layer = fit_chosen(features[~test], truth[~test], len(classes), patients, seed)
+            layer = fit_chosen(plain[~test], truth[~test], len(classes), patients, seed)
             split["penalties"].append(layer.penalty)
-            guesses["linear"] = layer(features[test]).argmax(dim=1)
+            guesses["linear"] = layer(plain[test]).argmax(dim=1)
             found = {
                 f"{kind}_{name}": value
                 for kind, guess in guesses.items()
                 for name, value in scores(guess, truth[test], len(classes)).items()
             }
-            again = [scores(layer(each[test]).argmax(dim=1), truth[test], len(classes)) for each in stained]
+            again = [scores(layer(each[test]).argmax(dim=1), truth[test], len(classes)) for each in features.stained]
             for name in ("accuracy", "balanced_accuracy"):
                 found[f"restained_{name}"] = float(np.mean([each[name] for each in again]))
             for name, value in found.items():

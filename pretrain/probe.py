@@ -5,7 +5,7 @@
 
 For every encoder and set: kNN and linear accuracy, balanced accuracy and macro-F1 over folds that share no patient,
 stain sensitivity, accuracy on restained tiles, and the IoU of nuclei of a linear head on every pixel. Written to
-metrics.json, table.md and report.html in OUT.
+metrics.json, table.md and report.html in OUT; OUT/features holds what need not be computed again.
 """
 
 import json
@@ -19,18 +19,15 @@ from typing import Any, Literal
 
 try:
     import torch
-    from torch import Tensor
 
     from histo.errors import InputError, writing
     from histo.files import written_whole
-    from histo.probes import Restained, draw_stains, fitted, in_stains, like_targets
-    from histo.randomness import draws
     from histo.running.settings import as_yaml, read_settings, run_script
-    from histo.tiles import open_tiles
     from pretrain.candidates import Candidate, distinct_names, open_candidate
     from pretrain.comparison import COLUMNS, describe_split, markdown, write_report
     from pretrain.evaluation import Result, evaluate
     from pretrain.problems import Problem, Target, open_problems, read_groups
+    from pretrain.restaining import Restaining, open_restaining
     from translate.export import revision
 except ModuleNotFoundError as error:
     sys.exit(f"error: {error.name!r} is not installed: run `pip install -e .` in nucleate's folder.")
@@ -75,7 +72,7 @@ class ProbingSettings:
     stains: int = 5
     """stains that tiles are shown in"""
     stain_targets: str | None = None
-    """tiles to whose stains others are normalised (Macenko); null: stains drawn about Ruifrok & Johnston's"""
+    """tiles to whose stains others are normalised (Macenko); null: stains drawn from the seed"""
     pixels: bool = True
     """train the per-pixel head on sets with instance maps, which must be of nuclei"""
     pixel_crop: int = 256
@@ -138,15 +135,16 @@ def main(argv: list[str]) -> None:
         "revision": revision(),
         "device": str(device),
         "groups": groups,
-        "stains": _said(settings),
+        "stains": _stains(settings, candidates[0]).said,
         "libraries": {name: version(name) for name in ("torch", "timm", "scipy")},
     }
     results = _compare(settings, candidates, problems, about, out)
     (table, notes) = markdown(results), "\n".join(f"- {note}" for note in _notes(results, problems))
     with writing(out / "table.md"), written_whole(out / "table.md") as file:
         file.write(f"{table}\n\n{notes}\n\n    {command}\n".encode())
-    stain = _stain(settings, candidates[0].side)
-    write_report(out / "report.html", results, problems, _notes(results, problems), stain, candidates[0].side, command)
+    first = candidates[0]
+    page = _notes(results, problems), _stains(settings, first), first.side, command
+    write_report(out / "report.html", results, problems, *page)
     print(f"{table}\n\n{notes}\n\nMetrics: {out / 'metrics.json'} · report: {out / 'report.html'}")
 
 
@@ -167,11 +165,12 @@ def _compare(
                     candidate,
                     name,
                     problem,
-                    _stain(settings, candidate.side),
+                    _stains(settings, candidate),
                     settings.folds,
                     settings.seeds,
                     settings.k,
                     settings.pixel_crop if settings.pixels else None,
+                    out / "features",
                 )
             )
             content = {
@@ -199,26 +198,8 @@ def _plain(result: Result) -> dict[str, Any]:
     }
 
 
-def _stain(settings: ProbingSettings, side: int) -> Any:
-    """From tiles uint8 [N, 3, H, W] to `Restained`."""
-    if settings.stain_targets is None:
-        return partial(in_stains, matrices=draw_stains(settings.seed, settings.stains))
-    tiles = open_tiles(settings.stain_targets)
-    if len(tiles) < settings.stains:
-        raise InputError(f"--stain_targets has {len(tiles)} tiles, expected {settings.stains} or more; see --stains.")
-    chosen = draws(settings.seed, "probe targets", 0).permutation(len(tiles))[: settings.stains]
-    targets = torch.stack([torch.from_numpy(fitted(tiles[int(k)], side).copy()) for k in chosen])
-
-    def normalised(images: Tensor) -> Restained:
-        return like_targets(images, targets)
-
-    return normalised
-
-
-def _said(settings: ProbingSettings) -> str:
-    if settings.stain_targets is None:
-        return f"{settings.stains} matrices drawn about Ruifrok & Johnston's, seed {settings.seed}"
-    return f"{settings.stains} tiles of {settings.stain_targets}, by Macenko, seed {settings.seed}"
+def _stains(settings: ProbingSettings, candidate: Candidate) -> Restaining:
+    return open_restaining(settings.stain_targets, settings.stains, settings.seed, candidate.side)
 
 
 def _notes(results: list[Result], problems: list[Problem]) -> list[str]:

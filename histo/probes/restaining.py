@@ -16,7 +16,9 @@ from histo.randomness import draws
 from histo.stains import StainEstimate, macenko, normalise, picked, restain
 from histo.stains.status import usable
 
-DEVIATION = 0.1  # of an entry of a stain's colour; laboratories and scanners differ by about as much
+# Optical density of haematoxylin and eosin on the slides of Macenko et al., ISBI 2009; beside the pure dyes' of `HED`.
+SLIDES = ((0.5626, 0.7201, 0.4062), (0.2159, 0.8012, 0.5581))
+DEVIATION = 0.08  # of an entry of a stain's colour
 STRENGTHS = (0.7, 1.4)
 _LOW, _HIGH = np.log(STRENGTHS).tolist()
 
@@ -48,18 +50,20 @@ class Sensitivity(NamedTuple):
 
 
 def draw_stains(seed: int, k: int) -> Tensor:
-    """k stain matrices about that of Ruifrok & Johnston: float32 [k, 3, 3], rows haematoxylin, eosin, third.
+    """k stain matrices: float32 [k, 3, 3], rows haematoxylin, eosin, third.
 
-    To every entry of the two stains' colours a number within ± `DEVIATION` is added, evenly drawn; they are brought to
-    length 1 and then multiplied by strengths drawn evenly (by their logarithm) from `STRENGTHS`. The third row is
-    perpendicular to both and of length 1. Pure in the seed and the number of the stain.
+    A stain's colour lies anywhere between that of Ruifrok & Johnston's pure dye and that of Macenko's slides, and a
+    number within ± `DEVIATION` is added to each entry, all evenly drawn; it is brought to length 1 and multiplied by a
+    strength drawn evenly (by its logarithm) from `STRENGTHS`. The third row is perpendicular to both and of length 1.
+    Pure in the seed and the number of the stain.
     """
-    base = np.array(HED[:2])
-    base /= np.linalg.norm(base, axis=1, keepdims=True)
+    dyes, slides = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in map(np.array, (HED[:2], SLIDES)))
     matrices = []
     for index in range(k):
         generator = draws(seed, "probe stains", index)
-        pair = (base + generator.uniform(-DEVIATION, DEVIATION, (2, 3))).clip(min=0.02)
+        share = generator.uniform(0, 1, (2, 1))
+        pair = share * dyes + (1 - share) * slides + generator.uniform(-DEVIATION, DEVIATION, (2, 3))
+        pair = pair.clip(min=0.02)
         pair /= np.linalg.norm(pair, axis=1, keepdims=True)
         third = np.cross(pair[0], pair[1])
         strengths = np.exp(generator.uniform(_LOW, _HIGH, (2, 1)))
