@@ -248,8 +248,13 @@ def test_other_architectures(resnet: nn.Module, tmp_path: Path) -> None:
     refused(bare(resnet), tmp_path, r"only \d+\.\d% of its values", "resnet34")
     refused(models.resnet34().state_dict(), tmp_path, r"larger encoder, with [\d,]+ values.*layer1\.2\.conv1\.weight")
     refused(models.resnet50().state_dict(), tmp_path, r"layer1\.0\.conv1\.weight is \[64, 64, 1, 1\], expected \[64, 6")
-    refused(bare(resnet), tmp_path, r"no tensor of it is in the file, whose first key is 'conv1\.weight'", "vit_tiny_patch16_224")
-    refused(bare(resnet), tmp_path, r"statistics of batch norm|only|larger|missing", "resnet18d")
+    refused(bare(resnet), tmp_path, r"3 tensors at ':' have other shapes .*downsample", "resnet18d")
+    refused(
+        bare(resnet),
+        tmp_path,
+        "no tensor of it is in the file, whose first key is 'conv1.weight'",
+        "vit_tiny_patch16_224",
+    )
 
 
 def test_other_channels(resnet: nn.Module, tmp_path: Path) -> None:
@@ -327,7 +332,7 @@ def test_a_foreign_file_as_parent(resnet: nn.Module, tmp_path: Path) -> None:
     assert begun.facts["parent"]["source"] == "tenpercent_resnet18.ckpt"
     assert begun.facts["parent"]["architecture"] == "timm:resnet18"
     assert len(begun.facts["parent"]["sha256"]) == 64
-    with pytest.raises(InputError, match="only|larger"):
+    with pytest.raises(InputError, match=r"only \d"):
         start(str(tmp_path / "tenpercent_resnet18.ckpt"), "own", "timm:resnet34")
 
 
@@ -345,7 +350,7 @@ def test_timms_weights_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert begun.facts["parent"]["trained_by"] == "timm resnet18.a1_in1k"
     with pytest.raises(InputError, match="GroupNorm was asked for"):
         start("timm:resnet18", "group")
-    with pytest.raises(InputError, match="did you mean .*resnet18"):
+    with pytest.raises(InputError, match=r"did you mean .*resnet18"):
         start("timm:resnett18", "own")
     with pytest.raises(InputError, match="is timm:resnet18, but timm:resnet34 was asked for"):
         start("timm:resnet18", "own", "timm:resnet34")

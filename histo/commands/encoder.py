@@ -16,8 +16,8 @@ def main(arguments: list[str]) -> int:
     """Run `nucleate encoder convert|show|compare`; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="nucleate encoder",
-        description="Convert encoders between nucleate, timm, torchvision, segmentation_models_pytorch (smp) and Hugging "
-        "Face hub folders, show what a file holds, or compare two. Nothing that stands in a file is ever run.",
+        description="Convert encoders between nucleate, timm, torchvision, segmentation_models_pytorch (smp) and the "
+        "Hugging Face hub, show what a file holds, or compare two. Nothing that stands in a file is ever run.",
     )
     verbs = parser.add_subparsers(dest="verb", metavar="convert|show|compare", required=True)
     convert = verbs.add_parser("convert", help="write an encoder for a library, with its cards")
@@ -115,10 +115,10 @@ def _show(options: argparse.Namespace) -> int:
 
 def _compare(options: argparse.Namespace) -> int:
     from histo.encoders import open_encoder
-    from histo.encoders.comparison import SIDE, TILES, compare
+    from histo.encoders.comparison import SIDE, TILES, compare, phantom_tiles
 
     one, two = open_encoder(options.source), open_encoder(options.other)
-    found = compare(one, two)
+    found = compare(one, two, phantom_tiles())
     same = one.architecture == two.architecture
     print(f"A  {one.architecture}\nB  {two.architecture}  {'(the same)' if same else '(another)'}")
     if not found.differing and not found.alone:

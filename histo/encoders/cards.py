@@ -77,14 +77,14 @@ def markdown(card: Mapping[str, Any], file: str) -> str:
         "## Input",
         _table(
             {
-                "channels": _said(card.get("in_channels")),
+                "channels": card.get("in_channels"),
                 "scaling": f"levels / 255, then minus mean {mean}, over std {std}",
-                "tile side, pixels": _said(card.get("tile_size")),
-                "µm/px": _said(card.get("mpp")),
+                "tile side, pixels": card.get("tile_size"),
+                "µm/px": card.get("mpp"),
             }
         ),
         "## Training",
-        _table({label: _said(card[key]) for key, label in TRAINING.items() if card.get(key) is not None})
+        _table({label: card[key] for key, label in TRAINING.items() if card.get(key) is not None})
         or f"How it was trained is {UNKNOWN}.",
         "## Data and licences",
         _data_table(data) or f"Sources of the data: {UNKNOWN}. Licences: {UNKNOWN}. State them before you pass it on.",
@@ -94,15 +94,14 @@ def markdown(card: Mapping[str, Any], file: str) -> str:
             else []
         ),
         "## Probes",
-        _table({str(key): _said(value) for key, value in _figures(card)})
-        or "None was run: how good its features are is not known.",
+        _table(dict(_figures(card))) or "None was run: how good its features are is not known.",
         "## Intended use",
         "Features of H&E tiles for research: a starting point for classifiers, segmenters and retrieval that are "
         "validated on their own data. It is no medical device and not meant for diagnosis.",
         "## Limits",
         "\n".join(f"- {limit}" for limit in _limits(card, data)),
         "## Environment",
-        _table({**_entries(card, "libraries"), "nucleate revision": _said(card.get("revision"))}),
+        _table({**_entries(card, "libraries"), "nucleate revision": card.get("revision")}),
         "## Load it",
         f"```python\n{loading(card, file)}\n```",
     ]
@@ -161,7 +160,7 @@ def _entries(card: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _table(rows: Mapping[str, Any]) -> str:
-    lines = [f"| {key} | {_said(value)} |" for key, value in rows.items()]
+    lines = [f"| {_said(key)} | {_said(value)} |" for key, value in rows.items()]
     return "\n".join(["| | |", "|---|---|", *lines]) if lines else ""
 
 

@@ -10,7 +10,7 @@ from histo.encoders.sources import Opened
 from histo.errors import InputError
 from histo.phantom import PhantomTissue
 
-TILES, SIDE, BATCH = 128, 96, 32  # of phantom tissue, at 0.5 µm/px
+TILES, SIDE, BATCH = 64, 96, 32  # of phantom tissue, at 0.5 µm/px
 FEWEST = 4  # what the unbiased estimate needs
 
 
@@ -30,8 +30,17 @@ class Comparison:
     alignment: float
 
 
-def compare(one: Opened, two: Opened, *, seed: int = 0) -> Comparison:
-    """Compare tensors, and features of `TILES` phantom tiles.
+def phantom_tiles(count: int = TILES) -> Tensor:
+    """Tiles that everybody has, uint8 [count, 3, SIDE, SIDE]."""
+    tissue = PhantomTissue(0, size=SIDE, count=count)
+    return torch.stack([torch.from_numpy(tissue[k].image) for k in range(count)])
+
+
+def compare(one: Opened, two: Opened, tiles: Tensor) -> Comparison:
+    """Compare tensors, and features of tiles.
+
+    Args:
+        tiles: uint8 [N, 3, H, W], 4 or more.
 
     Raises:
         InputError: an encoder whose input scaling is unknown.
@@ -43,8 +52,6 @@ def compare(one: Opened, two: Opened, *, seed: int = 0) -> Comparison:
         for key in shared
         if first[key].is_floating_point() and not torch.equal(first[key], second[key])
     }
-    tissue = PhantomTissue(seed, size=SIDE, count=TILES)
-    tiles = torch.stack([torch.from_numpy(tissue[k].image) for k in range(TILES)])
     return Comparison(
         len(shared),
         len(first) + len(second) - 2 * len(shared),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from torch import nn
 
 from histo.encoders.architectures import GROUP_NORM, Architecture
@@ -79,14 +80,26 @@ def read_hub(folder: Path) -> tuple[Path, Architecture, dict[str, Any]]:
             raise ValueError(f"it has more than {CARD_BYTES:,} bytes")
         config = json.loads(path.read_text(encoding="utf-8"))
         inner = config.get("pretrained_cfg", config)  # older folders have all entries side by side
-        name, arguments = config.get("architecture"), config.get("model_args") or {}
+        name, arguments = config.get("architecture"), dict(config.get("model_args") or {})
         size = list(inner.get("input_size") or [])
     except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is damaged ({error}); download the folder again.") from error
+    channels = arguments.pop("in_chans", CHANNELS)
+    arguments.pop("num_classes", None)  # of a classifier, which is left out
+    pooling = arguments.pop("global_pool", None)
     if not isinstance(name, str) or not timm.is_model(name) or arguments not in ({}, GROUP_NORM):
         raise InputError(
             f"{path} asks for {str(name)[:60]!r} with {str(arguments)[:60]}, expected a model of timm with no "
             "arguments but GroupNorm; convert its weights with --architecture."
+        )
+    if channels != CHANNELS:
+        raise InputError(
+            f"{path} is of an encoder for {str(channels)[:20]} channels, expected {CHANNELS}; name another."
+        )
+    if pooling not in (None, _pooling(name)):
+        raise InputError(
+            f"{path} pools features by {str(pooling)[:20]!r}, expected {_pooling(name)!r}, as {name} does by itself; "
+            "convert its weights with --architecture."
         )
     weights = next((folder / file for file in (WEIGHTS, *OLDER_WEIGHTS) if (folder / file).is_file()), None)
     if weights is None:
@@ -96,6 +109,13 @@ def read_hub(folder: Path) -> tuple[Path, Architecture, dict[str, Any]]:
     facts |= {name: _numbers(inner.get(name)) for name in ("mean", "std")}
     facts["tile_size"] = size[-1] if size and type(size[-1]) is int else None
     return weights, Architecture("timm", name, arguments), facts
+
+
+def _pooling(name: str) -> str | None:
+    """How a timm model pools features unless told otherwise."""
+    with torch.device("meta"):
+        pool: Any = getattr(timm.create_model(name, num_classes=0), "global_pool", None)
+    return pool if isinstance(pool, str) else getattr(pool, "pool_type", None)
 
 
 def _numbers(values: Any) -> list[float] | None:

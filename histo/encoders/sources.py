@@ -149,7 +149,7 @@ def _filled(
     # smp's encoders override load_state_dict; the module's own does the same for all.
     nn.Module.load_state_dict(encoder, {**expected, **found.tensors})
     facts: dict[str, Any] = {"in_channels": CHANNELS, "mpp": None, "mean": None, "std": None, "tile_size": None}
-    facts |= {"converted_from": path.name, "untrained": found.missing, **card}
+    facts |= {"converted_from": path.name, **card, "untrained": [*(card.get("untrained") or []), *found.missing]}
     unread = ", ".join(weights.left_unread) or "nothing"
     return Opened(encoder, wanted, facts | wanted.card, f"{path} as {wanted}\n{found.report()}\n  left unread {unread}")
 

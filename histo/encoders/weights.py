@@ -67,7 +67,7 @@ def _safetensors(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     try:
         return load_file(path), []
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
-        raise InputError(f"{path} cannot be read as weights ({_first_line(error)}); download it again.") from error
+        raise InputError(f"{path} cannot be read as weights ({_reason(error)}); download it again.") from error
 
 
 def _torch(path: Path) -> tuple[Any, list[str]]:
@@ -75,11 +75,11 @@ def _torch(path: Path) -> tuple[Any, list[str]]:
     if len(foreign) > MOST_NAMES:
         raise InputError(f"{path} names {len(foreign)} functions and classes; save its state_dict() alone.")
     try:
-        with torch.serialization.safe_globals([(_stand_in(name), name) for name in foreign]):
+        with torch.serialization.safe_globals([_Nothing, *((_stand_in(name), name) for name in foreign)]):
             return torch.load(path, map_location="cpu", weights_only=True), foreign
     except Exception as error:  # torch.load has no kind of its own for a damaged file
         raise InputError(
-            f"{path} cannot be read as weights without running what stands in it ({_first_line(error)}), which is "
+            f"{path} cannot be read as weights without running what stands in it ({_reason(error)}), which is "
             "never done; save its state_dict() alone with the program that made it, or download it again."
         ) from error
 
@@ -131,5 +131,7 @@ def _is_plain(value: object) -> bool:
     return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:200] or type(error).__name__
+def _reason(error: Exception) -> str:
+    """What torch's reader says, without its advice to read the file unsafely."""
+    said = str(error).rpartition("WeightsUnpickler error:")[2].strip().partition("\n")[0]
+    return said.partition(" Please ")[0].rstrip(".")[:200] or type(error).__name__
