@@ -5,7 +5,6 @@ FID and KID of the same images differ with the network, its weights, the resize 
 rule, and every image goes through that one rule, whatever its size.
 """
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from histo import encoders
+from histo.encoders import digest, pooled
 from histo.errors import InputError
 
 INCEPTION_SIDE = 299  # pixels (Szegedy et al., CVPR 2016)
@@ -79,7 +79,7 @@ class Extractor:
         else:
             batch = torch.cat([self.prepare(image[None]) for image in images])
         with torch.autocast(batch.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            features = _pooled(self.network(batch))
+            features = pooled(self.network(batch))
         return features.float().cpu()
 
     def prepare(self, images: Tensor) -> Tensor:
@@ -134,25 +134,12 @@ def open_extractor(
         )
     network = network.requires_grad_(False).eval()
     with torch.no_grad():
-        output = _pooled(network(torch.zeros(1, 3, side, side)))
+        output = pooled(network(torch.zeros(1, 3, side, side)))
     if output.ndim != 2:
         raise InputError(f"{name} gives features of shape {list(output.shape)}, expected one vector; name another.")
     return Extractor(
         network.to(device), name, origin, side, mean, std, output.shape[1], digest(network.state_dict()), precision
     )
-
-
-def digest(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 of named tensors: of name, dtype, shape and bytes of each, in the order of the names.
-
-    It is the same for the same weights, whatever file or library they come from, and however that file packs them.
-    """
-    total = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        total.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return total.hexdigest()
 
 
 _Found = tuple[nn.Module, str, int, tuple[float, ...], tuple[float, ...]]  # network, origin, side, mean, std
@@ -276,9 +263,3 @@ def _downloading(what: str) -> Iterator[None]:
         raise InputError(
             f"The weights of {what} cannot be downloaded ({reason}); fetch them elsewhere and give --weights FILE."
         ) from error
-
-
-def _pooled(output: Any) -> Tensor:
-    """The last of several maps (smp), averaged over space; timm's output is pooled already."""
-    last: Tensor = output[-1] if isinstance(output, (list, tuple)) else output
-    return last.mean((2, 3)) if last.ndim == 4 else last

@@ -1,19 +1,21 @@
 """What a translation run hands on: generator, segmenter and encoder files with their cards."""
 
-import subprocess
 from pathlib import Path
 from typing import Any
 
-from histo.encoders import write_card
+from histo.encoders import data_sources, write_card, write_encoder
+from histo.revision import revision
 from histo.segmenters import Segmenter
 from translate.engine import Translator
+
+MADE_MASKS = ("watershed", "cellpose", "layout", "phantom")  # choices of data.masks that are no files of their own
 
 
 def export(
     translator: Translator, mpp: float | None, facts: dict[str, str], folder: Path, scores: dict[str, Any] | None = None
 ) -> None:
     """Write the averaged networks to `folder`: generators, a segmenter (an instance file) and its encoder (an encoder
-    file), as far as the method has them.
+    file with a model card), as far as the method has them.
 
     Args:
         mpp: µm/px of the tissue, None where unknown.
@@ -24,12 +26,18 @@ def export(
     inputs: dict[str, Any] = {"tile_size": recipe.data.tile_size, "mpp": mpp, "in_channels": 3}
     if not recipe.data.between_tissues:
         inputs["mask_form"] = recipe.data.mask_form
+    sources = [recipe.data.tissue, recipe.data.target, recipe.data.masks]
+    named = [[one] if isinstance(one, str) else one or [] for one in sources]
+    if recipe.data.between_tissues or recipe.data.masks in MADE_MASKS:
+        named.pop()
+    data = data_sources([name for one in named for name in one])
     made: dict[str, Any] = {
         "trained_by": "nucleate translate/train.py",
         "method": recipe.method,
         "images_seen": translator.images,
         **{name: facts[name] for name in facts.keys() & {"tissue", "masks", "source", "target"}},
-        "licences": "as the data's; nucleate does not know them",
+        "data": data,
+        "licences": "; ".join(dict.fromkeys(one["licence"] for one in data)),
         "revision": revision(),
         "seed": recipe.seed,
     }
@@ -42,22 +50,5 @@ def export(
             card |= scaling
         write_card(folder / f"{one.name}.safetensors", one.network.state_dict(), card)
         if isinstance(one.network, Segmenter):
-            shape = one.network.architecture
-            card = {
-                "kind": "encoder",
-                "library": shape.library,
-                "architecture": shape.name,
-                "arguments": shape.arguments,
-                "keys": f"{shape.library}, without classifier",
-            }
-            encoder = one.network.encoder.encoder
-            write_card(folder / "encoder.safetensors", encoder.state_dict(), {**card, **inputs, **scaling, **made})
-
-
-def revision() -> str | None:
-    """The git revision nucleate runs from, None outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip() or None
-    except (OSError, subprocess.SubprocessError):
-        return None
+            card = {**one.network.architecture.card, **inputs, **scaling, **made}
+            write_encoder(folder / "encoder.safetensors", one.network.encoder.encoder, card)

@@ -22,11 +22,11 @@ try:
 
     import translate
     from histo.errors import InputError, writing
+    from histo.revision import revision
     from histo.running import processes
     from histo.running.settings import as_yaml, read_settings, run_script
     from histo.tiles import local_place
     from histo.tiles.tables import write_table
-    from translate.export import revision
     from translate.inference import TrainedTranslator
     from translate.outputs import Layout, OutputFolder
     from translate.products import Product, Renderings, Restainings, Segmentations, open_masks, open_tissue

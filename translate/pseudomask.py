@@ -31,12 +31,12 @@ try:
     from histo.finders.cellpose_sam import CellposeSettings
     from histo.finders.network import NetworkSettings
     from histo.masks import read_instances
+    from histo.revision import revision
     from histo.running import processes
     from histo.running.settings import as_yaml, read_settings, run_script
     from histo.tiles import local_place, open_tiles
     from histo.tiles.tables import write_table
     from translate import contact
-    from translate.export import revision
     from translate.label_agreement import Label, agreement, as_table, compare_all, open_labels
     from translate.labelling import LAYOUT, Labelling, Outcome
     from translate.outputs import OutputFolder

@@ -23,13 +23,13 @@ try:
 
     from histo.errors import InputError, writing
     from histo.features import Extractor, open_extractor
+    from histo.revision import revision
     from histo.running.locks import FolderLock
     from histo.running.settings import as_yaml, read_settings, run_script
     from histo.running.tracking import add_scalars
     from histo.tiles import Tiles, TileSet, open_tiles
     from translate.comparison import Score, SetSums, batches, compare_sets, describe, score_generator
     from translate.domains import open_domains
-    from translate.export import revision
     from translate.fidelity import refuse_few
     from translate.rendering import FinishedRun, TissueDraws, has_styles, open_run, render, source_draws
 except ModuleNotFoundError as error:

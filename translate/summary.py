@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from histo.metrics import InstanceScores, mean_scores
+from histo.revision import revision
 from histo.running.report import Report
 from histo.running.runs import RunFolder
 from histo.running.settings import as_yaml
@@ -15,7 +16,6 @@ from translate.agreement import METRICS, Probe, means, score_segmenter, score_wa
 from translate.best import CRITERION, Scored
 from translate.domains import Domains
 from translate.engine import Translator
-from translate.export import revision
 from translate.methods import open_method
 from translate.panels import draw_panels
 from translate.recipe import Recipe
