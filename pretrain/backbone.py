@@ -17,6 +17,9 @@ class Backbone(nn.Module):
         mean, std: of the channels, for levels scaled to [0, 1]. The published SimCLR encoders of histology have 0.5.
     """
 
+    shift: Tensor
+    scale: Tensor
+
     def __init__(
         self,
         model: nn.Module,

@@ -31,10 +31,10 @@ class Learner:
 
     def __init__(self, recipe: Recipe, pool: Pool, accelerator: Accelerator) -> None:
         self.recipe, self.train, self.accelerator, self.pool = recipe, recipe.train, accelerator, pool
-        torch.manual_seed(recipe.seed)  # initial weights only; every later draw is keyed by image index
-        self.encoder, self.origin = open_backbone(recipe)
+        self.encoder, self.parent, self.origin = open_backbone(recipe)
+        torch.manual_seed(recipe.seed)  # initial weights of the heads; every later draw is keyed by image index
         device = accelerator.device
-        self.encoder.to(device).to(memory_format=memory_layout(self.encoder, device))  # type: ignore[call-overload]
+        self.encoder.to(device).to(memory_format=memory_layout(self.encoder, device))
         if self.train.checkpointing:
             self.encoder.model.set_grad_checkpointing(True)  # type: ignore[operator]
         share(self.encoder)
