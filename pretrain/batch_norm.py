@@ -32,7 +32,8 @@ class _Shared:
         variance = all_reduce(centred.square().mean(axes)) / count
         if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
             seen = count * x.numel() // x.shape[1]
-            assert self.momentum is not None and self.num_batches_tracked is not None
+            assert self.momentum is not None
+            assert self.num_batches_tracked is not None
             with torch.no_grad():
                 self.running_mean.lerp_(mean, self.momentum)
                 self.running_var.lerp_(variance * seen / max(seen - 1, 1), self.momentum)
