@@ -52,7 +52,7 @@ class Sensitivity(NamedTuple):
 def draw_stains(seed: int, k: int) -> Tensor:
     """k stain matrices: float32 [k, 3, 3], rows haematoxylin, eosin, third.
 
-    A stain's colour lies anywhere between that of Macenko's slides and half way to Ruifrok & Johnston's pure dye, and a
+    A stain's colour lies anywhere between that of Ruifrok & Johnston's pure dye and that of Macenko's slides, and a
     number within ± `DEVIATION` is added to each entry, all evenly drawn; it is brought to length 1 and multiplied by a
     strength drawn evenly (by its logarithm) from `STRENGTHS`. The third row is perpendicular to both and of length 1.
     Pure in the seed and the number of the stain.
@@ -61,7 +61,7 @@ def draw_stains(seed: int, k: int) -> Tensor:
     matrices = []
     for index in range(k):
         generator = draws(seed, "probe stains", index)
-        share = generator.uniform(0, 0.5, (2, 1))
+        share = generator.uniform(0, 1, (2, 1))
         pair = share * dyes + (1 - share) * slides + generator.uniform(-DEVIATION, DEVIATION, (2, 3))
         pair = pair.clip(min=0.02)
         pair /= np.linalg.norm(pair, axis=1, keepdims=True)
