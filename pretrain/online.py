@@ -188,7 +188,8 @@ class OnlineProbe:
 
     def panel(self, encoder: nn.Module, device: torch.device | str) -> NDArray[np.uint8]:
         """Some tiles as they are and in every stain, with the cosine similarity to the first: uint8 [H, W, 3]."""
-        originals, stained = self.original[:PANEL_ROWS], self.stained[:, :PANEL_ROWS]
+        rows = np.unique(np.linspace(0, len(self.original) - 1, PANEL_ROWS).round().astype(int)).tolist()
+        originals, stained = self.original[rows], self.stained[:, rows]
         columns = [originals, *stained]
         vectors = [normalize(self._embed(encoder, images, device), dim=1) for images in columns]
         side = originals.shape[-1]

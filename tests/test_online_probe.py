@@ -69,12 +69,12 @@ def copied(folder: Path, to: Path, change: dict[str, str]) -> Path:
 
 def test_nothing_of_the_training_is_touched(probe: OnlineProbe, encoder: nn.Module) -> None:
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
-    states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
     first = probe.measure(encoder, "cpu")
     probe.panel(encoder, "cpu")
     probe.projection(encoder, "cpu")
     assert torch.equal(torch.get_rng_state(), states[0])
-    assert np.random.get_state()[1].tolist() == states[1]
+    assert np.random.get_state()[1].tolist() == states[1]  # noqa: NPY002
     assert random.getstate() == states[2]
     assert all(module.training for module in encoder.modules())
     assert all(parameter.grad is None and parameter.requires_grad for parameter in encoder.parameters())

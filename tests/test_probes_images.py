@@ -113,7 +113,7 @@ def test_tiles_are_fitted_whole_or_to_scale() -> None:
     assert halved[:, :, 12:].min() == 200
     with pytest.raises(InputError, match="no known µm/px"):
         fitted(tile(image), 20, mpp=0.5)
-    with pytest.raises(InputError, match="20 x 40 px at 0.5 µm/px, expected 32 or more"):
+    with pytest.raises(InputError, match=r"20 x 40 px at 0\.5 µm/px, expected 32 or more"):
         fitted(tile(image, 0.25), 32, mpp=0.5)
 
 
@@ -125,7 +125,7 @@ def test_stains_are_drawn_one_by_one() -> None:
         haematoxylin, eosin, third = matrix
         assert (matrix[:2] > 0).all()
         for stain in (haematoxylin, eosin):
-            assert 0.7 <= float(stain.norm()) <= 1.4
+            assert 0.75 <= float(stain.norm()) <= 1.34
             assert float(third @ stain) == pytest.approx(0, abs=1e-6)
         assert float(third.norm()) == pytest.approx(1, abs=1e-6)
         # the one that absorbs more red is haematoxylin, and the two are told apart

@@ -21,7 +21,7 @@ from histo.probes.splits import folds
 PENALTIES = (1.0, 0.1, 0.01, 0.001)
 PENALTY = 0.01  # where there is nobody to choose by
 INNER_FOLDS = 3
-_GRADIENT = 1e-5  # largest entry at which the solver stops
+_GRADIENT = 5e-5  # largest entry at which the solver stops, in directions of curvature 1
 _STEPS = 500
 _ENOUGH = 8  # tiles for each feature show the curvature
 

@@ -18,8 +18,8 @@ from histo.stains.status import usable
 
 # Optical density of haematoxylin and eosin on the slides of Macenko et al., ISBI 2009; beside the pure dyes' of `HED`.
 SLIDES = ((0.5626, 0.7201, 0.4062), (0.2159, 0.8012, 0.5581))
-DEVIATION = 0.08  # of an entry of a stain's colour
-STRENGTHS = (0.7, 1.4)
+DEVIATION = 0.05  # of an entry of a stain's colour
+STRENGTHS = (0.75, 1.33)
 _LOW, _HIGH = np.log(STRENGTHS).tolist()
 
 

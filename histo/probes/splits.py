@@ -38,8 +38,8 @@ def folds(patients: Sequence[Hashable], labels: Sequence[str], k: int, seed: int
     for name, having in zip(names, (counts > 0).sum(axis=0), strict=True):
         if having < k:
             raise InputError(
-                f"The class {name} has {having} patient{'s' if having != 1 else ''}, but {k} folds without a common patient "
-                f"need {k}: take fewer folds (--folds), or join the class with another (--data.group)."
+                f"The class {name} has {having} patient{'s' if having != 1 else ''}, but {k} folds without a common "
+                f"patient need {k}: take fewer folds (--folds), or join the class with another (--data.group)."
             )
     shares = counts / counts.sum(axis=0)
     held = np.zeros((k, len(names)))
