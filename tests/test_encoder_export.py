@@ -194,6 +194,20 @@ def test_a_hub_folder_may_not_steer_timm(change: dict[str, Any], tmp_path: Path)
         open_encoder(str(tmp_path / "hub"))
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [{"mean": "x"}, {"mean": [0.5]}, {"std": [0.5, 0, 1]}, {"tile_size": "64"}, {"mpp": -1}, {"untrained": 5}],
+)
+def test_cards_of_surprising_entries(entry: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    for to in ("timm", "torchvision"):
+        write_for(to, path, opened("resnet18"))
+        card = path.with_suffix(".json")
+        card.write_text(json.dumps(json.loads(card.read_text()) | entry))
+        with pytest.raises(InputError, match=rf"The card of .*a\.safetensors has {next(iter(entry))} .*, expected"):
+            open_encoder(str(path))
+
+
 @pytest.mark.parametrize("content", ["", "[]", "3", '{"pretrained_cfg": 3}', '{"input_size": 3}', "[" * 100_000])
 def test_a_damaged_hub_folder(content: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(content)
