@@ -42,6 +42,7 @@ CARD = {
     "data": data_sources(["phantom", "monuseg:/somewhere/private/monuseg", "/somewhere/private/own-tiles"]),
     "probe": {"kNN accuracy, own-tiles": 0.87654},
 }
+SMALL = "test_resnet"
 X = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
@@ -65,7 +66,7 @@ def features(network: Any) -> Tensor:
         return pooled(network.eval()(X))
 
 
-@pytest.mark.parametrize(("name", "norm"), [("resnet18", "own"), ("resnet18", "group"), ("convnext_atto", "own")])
+@pytest.mark.parametrize(("name", "norm"), [(SMALL, "own"), ("resnet18", "group"), ("test_convnext", "own")])
 def test_for_timm(name: str, norm: str, tmp_path: Path) -> None:
     one = opened(name, norm)
     out, names = written("timm", one, tmp_path)
@@ -91,7 +92,7 @@ def test_for_torchvision(name: str, norm: str, tmp_path: Path) -> None:
     assert ("GroupNorm" in (tmp_path / "encoder.md").read_text()) is (norm == "group" or "gn" in name)
 
 
-@pytest.mark.parametrize("name", ["convnext_atto", "resnet18d", "regnety_002"])
+@pytest.mark.parametrize("name", ["test_convnext", "test_resnet", "resnet18d"])
 def test_networks_that_torchvision_has_not(name: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"torchvision has no network with the layers of timm:{name}; use --to timm"):
         write_for("torchvision", tmp_path / "a.safetensors", opened(name))
@@ -103,7 +104,7 @@ def test_networks_that_torchvision_has_not(name: str, tmp_path: Path) -> None:
     [
         ("resnet18", "own", "resnet18"),
         ("resnet18", "group", "tu-resnet18"),
-        ("convnext_atto", "own", "tu-convnext_atto"),
+        ("test_convnext", "own", "tu-test_convnext"),
         ("smp:mit_b0", "own", "mit_b0"),
         ("smp:tu-resnet18", "own", "tu-resnet18"),
     ],
@@ -134,7 +135,7 @@ def test_an_encoder_of_smps_own_is_not_for_timm(tmp_path: Path) -> None:
         write_for("hub", tmp_path / "hub", opened("smp:mit_b0"))
 
 
-@pytest.mark.parametrize(("name", "norm"), [("resnet18", "own"), ("resnet18", "group"), ("convnext_atto", "own")])
+@pytest.mark.parametrize(("name", "norm"), [(SMALL, "own"), ("resnet18", "group"), ("test_convnext", "own")])
 def test_hub_folders_as_timm_reads_them(name: str, norm: str, tmp_path: Path) -> None:
     one = opened(name, norm)
     out, names = written("hub", one, tmp_path)
@@ -177,7 +178,7 @@ def test_a_hub_folder_needs_its_scaling(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"needs mean, tile_size, which the card does not say.*give --mean, --tile_size"
     ):
-        write_for("hub", tmp_path / "hub", opened("resnet18", mean=None, tile_size=None))
+        write_for("hub", tmp_path / "hub", opened(SMALL, mean=None, tile_size=None))
 
 
 @pytest.mark.parametrize(
@@ -185,13 +186,27 @@ def test_a_hub_folder_needs_its_scaling(tmp_path: Path) -> None:
     [{"architecture": "local-dir:x"}, {"architecture": 3}, {"model_args": {"checkpoint_path": "x"}}],
 )
 def test_a_hub_folder_may_not_steer_timm(change: dict[str, Any], tmp_path: Path) -> None:
-    write_for("hub", tmp_path / "hub", opened("resnet18"))
+    write_for("hub", tmp_path / "hub", opened(SMALL))
     config = tmp_path / "hub" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | change))
     with pytest.raises(
         InputError, match=r"config\.json asks for .* expected a model of timm with no arguments but Gro"
     ):
         open_encoder(str(tmp_path / "hub"))
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [{"mean": "x"}, {"mean": [0.5]}, {"std": [0.5, 0, 1]}, {"tile_size": "64"}, {"mpp": -1}, {"untrained": 5}],
+)
+def test_cards_of_surprising_entries(entry: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    for to in ("timm", "smp"):
+        write_for(to, path, opened(SMALL))
+        card = path.with_suffix(".json")
+        card.write_text(json.dumps(json.loads(card.read_text()) | entry))
+        with pytest.raises(InputError, match=rf"The card of .*a\.safetensors has {next(iter(entry))} .*, expected"):
+            open_encoder(str(path))
 
 
 @pytest.mark.parametrize("content", ["", "[]", "3", '{"pretrained_cfg": 3}', '{"input_size": 3}', "[" * 100_000])
@@ -207,13 +222,13 @@ def test_a_damaged_hub_folder(content: str, tmp_path: Path) -> None:
 
 def test_names_and_places(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"expected a name ending in \.safetensors"):
-        write_for("timm", tmp_path / "a.pth", opened("resnet18"))
+        write_for("timm", tmp_path / "a.pth", opened(SMALL))
     with pytest.raises(InputError, match="expected a folder"):
-        write_for("hub", tmp_path / "a.safetensors", opened("resnet18"))
+        write_for("hub", tmp_path / "a.safetensors", opened(SMALL))
 
 
 def test_exports_for_others_come_back(tmp_path: Path) -> None:
-    one = opened("convnext_atto")
+    one = opened("test_convnext")
     write_for("smp", tmp_path / "a.safetensors", one)
     back = open_encoder(str(tmp_path / "a.safetensors"))
     assert back.architecture == one.architecture
@@ -248,7 +263,7 @@ def test_an_encoder_file_for_other_channels(tmp_path: Path) -> None:
 
 
 def test_a_model_card_says_what_is_known(tmp_path: Path) -> None:
-    write_encoder(tmp_path / "a.safetensors", opened("resnet18").encoder, opened("resnet18").card)
+    write_encoder(tmp_path / "a.safetensors", opened(SMALL).encoder, opened(SMALL).card)
     text = (tmp_path / "a.md").read_text()
     for words in (
         "| objectives | simclr, stain_invariant |",
@@ -321,7 +336,7 @@ def test_alignment_by_its_definition_and_invariances() -> None:
 
 
 def test_two_encoders() -> None:
-    one, tiles = opened("resnet18"), phantom_tiles(8)
+    one, tiles = opened(SMALL), phantom_tiles(8)
     assert (tiles.shape, tiles.dtype) == ((8, 3, SIDE, SIDE), torch.uint8)
     same = compare(one, one, tiles)
     assert (same.differing, same.alone) == ({}, 0)
@@ -329,9 +344,9 @@ def test_two_encoders() -> None:
     changed = Opened(build(one.architecture), one.architecture, one.card, "")
     changed.encoder.load_state_dict(one.encoder.state_dict())
     with torch.no_grad():
-        changed.encoder.get_parameter("conv1.weight").mul_(1.5)
-    assert compare(one, changed, tiles).differing == pytest.approx({"conv1.weight": 0.5})
-    random = [Opened(start("none", "own", "resnet18", seed=s).encoder, one.architecture, one.card, "") for s in (1, 2)]
+        changed.encoder.get_parameter("conv1.0.weight").mul_(1.5)
+    assert compare(one, changed, tiles).differing == pytest.approx({"conv1.0.weight": 0.5})
+    random = [Opened(start("none", "own", SMALL, seed=s).encoder, one.architecture, one.card, "") for s in (1, 2)]
     assert compare(*random, tiles).alignment < 0.99
-    with pytest.raises(InputError, match="input scaling of timm:resnet18 is unknown"):
+    with pytest.raises(InputError, match="input scaling of timm:test_resnet is unknown"):
         compare(one, one._replace(card={}), tiles)

@@ -92,7 +92,7 @@ def test_launcher_killed_script_saves_and_leaves(toy_arguments: list[str], tmp_p
     assert int(newest) < 100000
 
 
-def test_the_run_folder_holds_what_users_load(toy_run: Path) -> None:
+def test_the_run_folder_holds_what_users_load(toy_run: Path, tile_folder: Path) -> None:
     export = toy_run / "export"
     for name in ("generator", "segmenter", "encoder"):
         card = json.loads((export / f"{name}.json").read_text())
@@ -100,6 +100,10 @@ def test_the_run_folder_holds_what_users_load(toy_run: Path) -> None:
         assert card["images_seen"] == 160
         assert card["mpp"] == pytest.approx(0.5)
         assert load_file(export / f"{name}.safetensors")
+    told = (export / "encoder.md").read_text()
+    assert "| images seen | 160 |" in told
+    assert f"| {tile_folder.name} | unknown | unknown | unclear |" in told
+    assert str(tile_folder.parent) not in told
     report = (toy_run / "report.html").read_text()
     assert "data:image/" in report
     assert "http://" not in report

@@ -4,7 +4,7 @@ The headings follow Mitchell et al., "Model Cards for Model Reporting" (FAT* 201
 apply. What is not known is said to be unknown.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ TRAINING = {
     "trained_by": "trained by",
     "method": "method",
     "objectives": "objectives",
+    "tissue": "tissue",
+    "masks": "masks",
     "images_seen": "images seen",
     "seed": "seed",
     "parent": "started from",
@@ -59,6 +61,38 @@ def _data_source(name: str) -> dict[str, Any]:
         manifest = None
     licence = ", ".join(map(str, (manifest or {}).get("licences", []))) or UNKNOWN
     return {"source": folder.name, "title": None, "licence": licence, "noncommercial": None}
+
+
+def refuse_wrong(card: Mapping[str, Any], source: str) -> None:
+    """Refuse a card whose entries are not of the kinds that `histo.encoders.write_encoder` writes; None is unknown.
+
+    Raises:
+        InputError: naming the first.
+    """
+    for name, (fits, expected) in _KINDS.items():
+        value = card.get(name)
+        if value is not None and not fits(value):
+            raise InputError(
+                f"The card of {source} has {name} {str(value)[:60]!r}, expected {expected}; correct it or export the "
+                "encoder again."
+            )
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e6
+
+
+def _are_three(values: Any) -> bool:
+    return isinstance(values, list) and len(values) == 3 and all(map(_is_number, values))
+
+
+_KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "mean": (_are_three, "3 numbers"),
+    "std": (lambda value: _are_three(value) and min(value) > 0, "3 numbers above 0"),
+    "tile_size": (lambda value: type(value) is int and value > 0, "pixels"),
+    "mpp": (lambda value: _is_number(value) and value > 0, "µm/px"),
+    "untrained": (lambda value: isinstance(value, list) and all(isinstance(one, str) for one in value), "names"),
+}
 
 
 def markdown(card: Mapping[str, Any], file: str) -> str:

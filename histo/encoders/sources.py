@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from histo.encoders.architectures import Architecture, architecture, build, refuse_unknown
+from histo.encoders.cards import refuse_wrong
 from histo.encoders.files import CHANNELS, architecture_of, card_beside, digest, load
 from histo.encoders.hub import CONFIG, read_hub
 from histo.encoders.layouts import match
@@ -99,6 +100,7 @@ def open_encoder(
             opened = _filled(file, read_weights(file), wanted, card, take, seed)
         else:
             opened = _from_file(path, name, norm, take, seed)
+    refuse_wrong(opened.card, source)
     if name is not None and not _same_name(architecture(name, "own", "encoder"), opened.architecture):
         raise InputError(f"{source} is {opened.architecture}, but {name} was asked for; leave the architecture out.")
     return opened
@@ -149,6 +151,7 @@ def _filled(
     # smp's encoders override load_state_dict; the module's own does the same for all.
     nn.Module.load_state_dict(encoder, {**expected, **found.tensors})
     facts: dict[str, Any] = {"in_channels": CHANNELS, "mpp": None, "mean": None, "std": None, "tile_size": None}
+    refuse_wrong(card, str(path))
     facts |= {"converted_from": path.name, **card, "untrained": [*(card.get("untrained") or []), *found.missing]}
     unread = ", ".join(weights.left_unread) or "nothing"
     return Opened(encoder, wanted, facts | wanted.card, f"{path} as {wanted}\n{found.report()}\n  left unread {unread}")
@@ -165,7 +168,7 @@ def _from_timm(source: str, norm: str) -> Opened:
     try:
         encoder = timm.create_model(wanted.name, pretrained=True, num_classes=0)
     except Exception as error:  # timm, the hub's client, and each of its network layers raise their own
-        reason = str(error).strip().partition("\n")[0][:160]
+        reason = str(error).strip().partition("\n")[0].partition(". ")[0][:160]
         raise InputError(
             f"timm's weights of {wanted.name} cannot be had ({reason}); connect this machine once, or name a file of "
             "weights."
