@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
 from histo.errors import InputError
+from histo.phantom import PhantomTissue
 from histo.probes import (
     alignment,
     draw_stains,
@@ -32,7 +33,7 @@ from histo.probes import (
     uniformity,
 )
 from histo.randomness import draws
-from histo.tiles import Tiles, TileSet, open_tiles
+from histo.tiles import Tile, TileEntry, Tiles, open_tiles
 
 TRAIN, TEST = "train", "test"
 DRAWN_FOLDS = 4  # one of them is the test part where a set has no splits
@@ -49,7 +50,8 @@ class ProbeSettings:
     """How the encoder is probed while it trains."""
 
     labelled: list[str] | str | None = None
-    """labelled tiles for kNN and linear accuracy, which never train the encoder; several as [a, b]; null: none"""
+    """labelled tiles for kNN and linear accuracy, which never train the encoder; several as [a, b]; phantom:
+    procedural tissue of another seed; null: none"""
     every: int = 0
     """probe every so many images; 0: never"""
     k: int = 20
@@ -112,9 +114,13 @@ class OnlineProbe:
         self.labelled = settings.labelled is not None
         self.classes: list[str] = []
         if settings.labelled is not None:
-            tiles: Tiles = open_tiles(settings.labelled, cache_mb=0)
-            assert isinstance(tiles, TileSet)
-            chosen, self.split = _labelled_parts(tiles, settings, seed)
+            if settings.labelled == "phantom":
+                tiles: Tiles = PhantomTissue(seed + 2, size=tile_size, count=settings.tiles)
+                known: Sequence[Tile | TileEntry] = [tiles[k] for k in range(len(tiles))]
+            else:
+                described = open_tiles(settings.labelled, cache_mb=0)
+                tiles, known = described, described.entries
+            chosen, self.split = _labelled_parts(known, settings, seed)
         elif unlabelled is not None and len(unlabelled):
             tiles, self.split = unlabelled, "no labels"
             chosen = {"all": _some(np.arange(len(tiles)), settings.tiles, seed)}
@@ -219,19 +225,20 @@ class OnlineProbe:
         return "cosine to this one:" if row == 0 else ""
 
 
-def _labelled_parts(tiles: TileSet, settings: ProbeSettings, seed: int) -> tuple[dict[str, NDArray[np.int64]], str]:
+def _labelled_parts(
+    entries: Sequence[Tile | TileEntry], settings: ProbeSettings, seed: int
+) -> tuple[dict[str, NDArray[np.int64]], str]:
     """Positions of the train and the test part, and how they were made."""
-    entries = tiles.entries
     unlabelled = [entry.key for entry in entries if entry.label is None]
     if unlabelled:
         raise InputError(
-            f"{len(unlabelled)} of the {len(tiles)} tiles of --probe.labelled have no label, first {unlabelled[0]}; "
+            f"{len(unlabelled)} of the {len(entries)} tiles of --probe.labelled have no label, first {unlabelled[0]}; "
             "fill the column label of tiles.csv, or set --probe.labelled null for the figures without labels."
         )
     labels = [str(entry.label) for entry in entries]
     if len(set(labels)) < 2:
         raise InputError(
-            f"All {len(tiles)} tiles of --probe.labelled have the label {labels[0]}, expected two classes or more; "
+            f"All {len(entries)} tiles of --probe.labelled have the label {labels[0]}, expected two classes or more; "
             "give another set, or null for the figures without labels."
         )
     splits = np.array([entry.split or "" for entry in entries])

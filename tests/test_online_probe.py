@@ -185,3 +185,10 @@ def test_the_projector_works_without_tensorflow(probe: OnlineProbe, encoder: nn.
     assert len((folder / "tensors.tsv").read_text().splitlines()) == len(names)
     assert (folder / "metadata.tsv").read_text().split() == names
     assert (folder / "sprite.png").stat().st_size > 1000
+
+
+def test_phantom_tissue_is_a_labelled_set_with_patients_of_its_own() -> None:
+    probe = OnlineProbe(ProbeSettings(labelled="phantom", tiles=40, stains=2), 32, HALF, HALF, seed=0)
+    assert "own splits train and test" in probe.basis
+    assert {part: len(truth) for part, truth in probe.truth.items()} == {"train": 32, "test": 8}
+    assert len(probe.classes) > 2
