@@ -1,5 +1,6 @@
 """What a pretraining hands on: an encoder file with its cards."""
 
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -35,8 +36,13 @@ def export(learner: Learner, records: list[dict[str, Any]], folder: Path) -> Pat
         "seed": recipe.seed,
         "parent": learner.parent,
         "probe": {name.partition("/")[2]: value for name, value in results.items() if name.startswith("probe/")},
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(["python", *map(_without_folders, sys.argv)]),
     }
     path = folder / "encoder.safetensors"
     write_encoder(path, learner.encoder.model, card)
     return path
+
+
+def _without_folders(argument: str) -> str:
+    """Absolute paths by their last name alone: a card is public, and where somebody keeps data is not."""
+    return re.sub(r"(^|[\[\s,:=])/(?:[^\s,\]]*/)", r"\1", argument)

@@ -15,6 +15,7 @@ from histo.encoders import load
 from histo.errors import InputError
 from histo.running import checkpoints
 from histo.running.tracking import read_log
+from pretrain.export import _without_folders
 from pretrain.objectives import simclr
 from pretrain.train import main
 from tests.launching import ENVIRONMENT, ROOT, wait_for
@@ -115,6 +116,11 @@ def test_the_run_folder_holds_what_users_load(finished: Path) -> None:
     scalars = {name for record in read_log(finished) for name in record}
     assert {"embedding/simclr_spread", "rate", "probe/spread_share", "speed/wait_share"} <= scalars
     assert [r["images"] for r in read_log(finished) if "probe/stain_cosine" in r] == [0, 80, 160]
+
+
+def test_a_card_does_not_tell_where_data_are_kept() -> None:
+    said = ["pretrain/train.py", "[/disk/one/a, /disk/b]", "/disk/runs/c", "--seed=1", "tnbc:/disk/one/d", "e/f"]
+    assert [_without_folders(one) for one in said] == ["pretrain/train.py", "[a, b]", "c", "--seed=1", "tnbc:d", "e/f"]
 
 
 def test_several_objectives_teach_one_encoder(arguments: list[str], tmp_path: Path) -> None:

@@ -10,9 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from slide_specimens import tissue_on_glass, write_slide
 
-from histo.encoders import architecture, build, write_card
+from histo.encoders import architecture, build, open_encoder, write_card, write_hub
 from histo.phantom import PhantomTissue
 from histo.tiles.packing import pack
 from histo.tiles.tables import write_folder
@@ -43,6 +44,18 @@ def test_command(
     if any(part in command for part in ("translate/score.py", "translate/generate.py", "--run.init", "--flows.model")):
         shutil.copytree(toy_run, tmp_path / "first")
     encoder = toy_run / "export" / "encoder.safetensors"
+    published = tmp_path / "tenpercent_resnet18.ckpt"
+    if "encoder convert" in command or "encoder compare" in command:
+        shutil.copytree(toy_run, tmp_path / "first")
+        tensors = build(architecture("resnet18", "own")).state_dict()
+        for layer, shape in (("fc.1", (512, 512)), ("fc.3", (128, 512))):
+            tensors |= {f"{layer}.weight": torch.ones(shape), f"{layer}.bias": torch.ones(shape[0])}
+        torch.save({"state_dict": {f"model.resnet.{key}": value for key, value in tensors.items()}}, published)
+    if "encoder compare" in command:
+        for suffix in (".safetensors", ".json"):
+            shutil.copy(encoder.with_suffix(suffix), tmp_path / f"ciga{suffix}")
+    if "pretrain/probe.py" in command:
+        shutil.copytree(toy_run / "export", tmp_path / "encoder" / "export")
     if "path/to/slides" in command:
         (tmp_path / "slides").mkdir()
         write_slide(tmp_path / "slides" / "phantom.tif", tissue_on_glass())
@@ -53,6 +66,7 @@ def test_command(
         "path/to/others": other_folder,
         "path/to/shards": shards,
         "path/to/encoder.safetensors": encoder,
+        "path/to/tenpercent_resnet18.ckpt": published,
     }
     for name, path in {**places, "runs": tmp_path}.items():
         command = command.replace(name, str(path))
@@ -73,6 +87,11 @@ def test_command(
             pairs = [*shared, ("--generator.width", "8"), ("--discriminator.width", "8")]
         words += [part for key, value in pairs if key not in own for part in (key, value)]
         words += ["--train.images", "8"] + ([] if "--run.dir" in own else ["--run.dir", str(tmp_path / "run")])
+    if "pretrain/train.py" in words:
+        words += ["--data.tile_size", "48", "--data.view_size", "32", "--encoder.architecture", "test_resnet"]
+        words += ["--train.images", "8", "--train.batch_size", "4"]
+    if "pretrain/probe.py" in words:
+        words += ["--tile_size", "32", "--folds", "2", "--stains", "2"]
     if "cellpose" in words:  # one tile, and weights made here
         write_folder(PhantomTissue(7, size=64, count=1), tmp_path / "tile")
         words[words.index("--data.tissue") + 1] = str(tmp_path / "tile")
@@ -91,7 +110,7 @@ def test_command(
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert process.returncode == 0, process.stdout + process.stderr
-    if "translate/train.py" in words:
+    if {"translate/train.py", "pretrain/train.py"} & set(words):
         assert "Done: 8 images" in process.stdout
     if "translate/score.py" in words:
         assert (tmp_path / "first" / "scores.json").is_file()
@@ -114,14 +133,17 @@ def resnet_run(toy_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def test_python_lines(resnet_run: Path, tile_folder: Path) -> None:
+def test_python_lines(resnet_run: Path, tile_folder: Path, tmp_path: Path) -> None:
     names: dict[str, object] = {}
+    hub = tmp_path / "hub"
+    opened = open_encoder(str(resnet_run))
+    write_hub(hub, opened.encoder, opened.architecture, opened.card)
     for snippet in SNIPPETS:
-        text = snippet.replace("runs/first", str(resnet_run))
+        text = snippet.replace("runs/first", str(resnet_run)).replace("runs/hub", str(hub))
         for name, file in (("path/to/tile.png", "images/0.png"), ("path/to/mask.png", "labels/0.png")):
             text = text.replace(name, str(tile_folder / file))
         exec(compile(text, "README.md", "exec"), names)
     assert names["nuclei"].shape == (96, 96)  # type: ignore[attr-defined]
     assert names["tissue"].shape == (4, 1, 3, 96, 96)  # type: ignore[attr-defined]
-    assert len(SNIPPETS) == 4
-    assert len(COMMANDS) == 21
+    assert len(SNIPPETS) == 5
+    assert len(COMMANDS) == 26
