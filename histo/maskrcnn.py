@@ -29,6 +29,7 @@ BOX_SIDE, MASK_SIDE = 7, 14  # cells of RoIAlign; a mask is drawn at twice that
 PRIOR = 0.25  # score of an untrained head, and most of the RoIs it learns from that show a nucleus
 LOWEST_SCORE = 0.3  # of a detection; above PRIOR, so that an untrained head does not draw hundreds of masks
 MOST_DETECTIONS = 500  # an image: COCO's 100 is less than a tile of lymphocytes holds
+TERMS = ("objectness", "rpn_box", "classes", "box", "mask")
 BETA = 1 / 9  # torchvision's, where the box losses turn from square to linear
 
 
@@ -191,7 +192,7 @@ class MaskRCNNHead(nn.Module):
         objectness, deltas, anchors, proposals = self._propose(pyramid, size, training=True)
         nuclei = [boxes_of(image) for image in instances]
         targets = [{"boxes": boxes, "labels": torch.ones_like(ids)} for boxes, ids in nuclei]
-        terms: dict[str, list[Tensor]] = {name: [] for name in ("objectness", "rpn_box", "classes", "box", "mask")}
+        terms: dict[str, list[Tensor]] = {name: [] for name in TERMS}
 
         labels, matched = self.rpn.assign_targets_to_anchors(anchors, targets)
         goals = self.rpn.box_coder.encode(matched, anchors)

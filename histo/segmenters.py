@@ -87,6 +87,16 @@ def layout(device: torch.device) -> torch.memory_format:
     return torch.contiguous_format if device.type == "cpu" else torch.channels_last
 
 
+def feature_pyramid(channels: list[int], width: int) -> FeaturePyramidNetwork:
+    """The pyramid (Lin et al. 2017) in which heads find nuclei, over an encoder's maps of so many channels."""
+    return FeaturePyramidNetwork(channels, width, norm_layer=_group_norm)
+
+
+def levels_of(pyramid: nn.Module, maps: list[Tensor]) -> list[Tensor]:
+    """P2 to P5, float [N, width, H/4, W/4] and so on, of an encoder's maps of strides 4 to 32."""
+    return list(pyramid(dict(zip("2345", maps, strict=True))).values())
+
+
 class SemanticHead(nn.Module):
     """Panoptic FPN's semantic branch (Kirillov et al. 2019, figure 3): each level to stride 4, sum, some values."""
 
@@ -111,6 +121,10 @@ class SemanticHead(nn.Module):
             total = x if total is None else total + x
         return self.predict(total)
 
+    def full(self, pyramid: list[Tensor], size: torch.Size) -> Tensor:
+        """The values at every pixel of tiles of a height and width, float32 [N, outputs, H, W]."""
+        return F.interpolate(self(pyramid).float(), size=size, mode="bilinear", align_corners=False)
+
 
 class Segmenter(nn.Module):
     """Tissue tile → mask image and what the head sees. Height and width must be multiples of 32.
@@ -126,7 +140,7 @@ class Segmenter(nn.Module):
         self.architecture: Architecture = architecture(settings.encoder, settings.norm)
         width = settings.pyramid_width
         self.encoder, channels = build_pyramid(self.architecture)
-        self.pyramid = FeaturePyramidNetwork(channels, width, norm_layer=_group_norm)
+        self.pyramid = feature_pyramid(channels, width)
         self.decoder = nn.Sequential(
             nn.Conv2d(width, width // 2, 3, padding=1),
             nn.InstanceNorm2d(width // 2),
@@ -151,17 +165,14 @@ class Segmenter(nn.Module):
     def forward(self, image: Tensor, guided: bool = True) -> Reading:
         """image: float [N, 3, H, W] in [-1, 1]; `guided=False` leaves the head out."""
         image = image.contiguous(memory_format=layout(image.device))
-        features = dict(zip("2345", self.encoder(image), strict=True))
-        pyramid = list(self.pyramid(features).values())
+        pyramid = levels_of(self.pyramid, self.encoder(image))
         size = pyramid[0].shape[2:]
         merged = pyramid[0]
         for level in pyramid[1:]:
             merged = merged + F.interpolate(level, size=size, mode="bilinear", align_corners=True)
         reading = Reading(self.decoder(merged).float(), None, self.settings.head, self.form)
         if guided and reading.head in DENSE:
-            reading.dense = F.interpolate(
-                self.dense(pyramid).float(), size=image.shape[2:], mode="bilinear", align_corners=False
-            )
+            reading.dense = self.dense.full(pyramid, image.shape[2:])
         elif guided and reading.head == "maskrcnn":
             reading.pyramid = pyramid
             if not self.training:

@@ -32,8 +32,10 @@ class Backbone(nn.Module):
         self.register_buffer("shift", torch.tensor(mean).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("scale", 1 / (torch.tensor(std).view(1, 3, 1, 1) * 255), persistent=False)
         self.width = int(model.num_features)  # type: ignore[arg-type]
-        strides = [level["reduction"] for level in getattr(model, "feature_info", [])]
+        stages = list(getattr(model, "feature_info", []))
+        strides = [stage["reduction"] for stage in stages]
         self.levels = [strides.index(stride) for stride in STRIDES if strides.count(stride) == 1]
+        self.channels = [int(stages[level]["num_chs"]) for level in self.levels]  # of `maps`
 
     def forward(self, levels: Tensor) -> Tensor:
         """uint8 or float [N, 3, H, W] of 0 to 255 → pooled features, float [N, D]."""

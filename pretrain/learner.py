@@ -1,6 +1,7 @@
 """An encoder with everything that changes while it learns: heads, optimiser, and one step over all objectives."""
 
 from math import cos, pi
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,11 +26,14 @@ from pretrain.start import open_backbone
 class Learner:
     """The encoder of a recipe, at its start.
 
+    Args:
+        pseudo_masks: folder where pseudo-masks of the pool are kept, if an objective needs some; None: none are made.
+
     Raises:
         InputError: an encoder that cannot be built or started as asked, or an objective that misses what it needs.
     """
 
-    def __init__(self, recipe: Recipe, pool: Pool, accelerator: Accelerator) -> None:
+    def __init__(self, recipe: Recipe, pool: Pool, accelerator: Accelerator, pseudo_masks: Path | None = None) -> None:
         self.recipe, self.train, self.accelerator, self.pool = recipe, recipe.train, accelerator, pool
         self.encoder, self.parent, self.origin = open_backbone(recipe)
         torch.manual_seed(recipe.seed)  # initial weights of the heads; every later draw is keyed by image index
@@ -39,8 +43,9 @@ class Learner:
             self.encoder.model.set_grad_checkpointing(True)  # type: ignore[operator]
         share(self.encoder)
         seen = torch.compile(self.encoder) if self.train.compile else self.encoder
+        maps = torch.compile(self.encoder.maps) if self.train.compile else self.encoder.maps
         self.objectives: dict[str, Objective] = open_objectives(
-            recipe.objectives, Context(recipe, self.encoder, seen, pool, accelerator)
+            recipe.objectives, Context(recipe, self.encoder, seen, maps, pool, accelerator, pseudo_masks)
         )
         self.networks: dict[str, nn.Module] = {"encoder": self.encoder.model}
         for name, objective in self.objectives.items():
@@ -87,9 +92,10 @@ class Learner:
                 before = [self._embed(objective, part)[0] for part in parts]
             embedded = {key: torch.cat([each[key] for each in before]) for key in before[0]}
         everyones = {
-            key: self.accelerator.gather(value.detach().contiguous()).requires_grad_()
+            key: self.accelerator.gather(value.detach().contiguous()).requires_grad_(value.is_floating_point())
             for key, value in embedded.items()
         }
+        learned = [key for key, value in embedded.items() if value.is_floating_point()]
         terms: Tensors = {}
         gradients: Tensors = {}
         if everyones:
@@ -97,8 +103,8 @@ class Learner:
             with together():
                 loss = objective.weight * weighted_sum(terms, self._weights(objective, terms))
             loss.backward()
-            self._look(name, everyones)
-            gradients = {key: self._mine(value.grad, len(embedded[key])) for key, value in everyones.items()}
+            self._look(name, objective.looked_at(everyones))
+            gradients = {key: self._mine(everyones[key].grad, len(embedded[key])) for key in learned}
         alone: dict[str, list[Tensor]] = {}
         start = 0
         for part in parts:
@@ -110,8 +116,8 @@ class Learner:
             if own:
                 with together():
                     loss = objective.weight * weighted_sum(own, self._weights(objective, own)) / len(parts)
-            roots = list(embedded.values()) + ([loss] if own else [])
-            torch.autograd.backward(roots, [gradients[key][rows] for key in embedded] + ([None] if own else []))
+            roots = [embedded[key] for key in learned] + ([loss] if own else [])
+            torch.autograd.backward(roots, [gradients[key][rows] for key in learned] + ([None] if own else []))
             for key, value in own.items():
                 alone.setdefault(key, []).append(value.detach())
         terms = {key: value.detach() for key, value in terms.items()}
@@ -120,7 +126,7 @@ class Learner:
     def _embed(self, objective: Objective, part: Tensors) -> tuple[Tensors, Tensors]:
         with self.accelerator.autocast():
             embedded, own = objective.embed(part)
-        return {key: value.float() for key, value in embedded.items()}, own
+        return {key: value.float() if value.is_floating_point() else value for key, value in embedded.items()}, own
 
     def _weights(self, objective: Objective, terms: Tensors) -> dict[str, float]:
         return {name: 1.0 for name in terms} | objective.weights()
@@ -141,9 +147,11 @@ class Learner:
         first = self.accelerator.process_index * count
         return gradient[first : first + count] * self.accelerator.num_processes
 
-    def _look(self, name: str, embedded: Tensors) -> None:
+    def _look(self, name: str, embedded: Tensor) -> None:
         """How far apart embeddings lie: the mean deviation of their numbers, in units of that of random directions."""
-        first = F.normalize(next(iter(embedded.values())).detach().flatten(0, -2), dim=1)
+        if len(embedded) < 2:
+            return
+        first = F.normalize(embedded.detach(), dim=1)
         self.spreads[f"embedding/{name}_spread"] = float(first.std(dim=0).mean() * first.shape[1] ** 0.5)
 
     def rate(self) -> float:

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,15 +23,18 @@ Tensors = dict[str, Tensor]
 class Context:
     """What objectives are made from.
 
-    encoder: the network that learns; seen: the same, compiled where that was asked for.
+    encoder: the network that learns; seen: the same, and maps: its `maps`, compiled where that was asked for.
     pool: the tiles learned from.
+    pseudo_masks: folder where pseudo-masks of them are kept; None: none are made, as for a dry run.
     """
 
     recipe: "Recipe"
     encoder: Backbone
     seen: Callable[[Tensor], Tensor]
+    maps: Callable[[Tensor], list[Tensor]]
     pool: "Pool"
     accelerator: Accelerator
+    pseudo_masks: Path | None = None
 
     def pair(self, shown: Tensors, projector: nn.Module) -> Tensors:
         """Projections of two views, "first" and "second", float [N, 3, s, s] each, in one pass."""
@@ -79,17 +83,37 @@ class Objective(ABC):
         """Networks that are trained along with the encoder, by name."""
         return {}
 
+    def items(self) -> Callable[[int], dict[str, Any]] | None:
+        """What the loader's workers make of a global image index beside its tile, for `Batch.pairs`; None: nothing."""
+        return None
+
     @abstractmethod
     def show(self, batch: Batch) -> Tensors:
         """What the encoder is shown, by name, first dimension N; every draw is keyed by image index. No gradients."""
 
     @abstractmethod
     def embed(self, shown: Tensors) -> tuple[Tensors, Tensors]:
-        """Embeddings of (a part of) what is shown, first dimension its tiles; and loss terms of the part by itself."""
+        """Embeddings of (a part of) what is shown, first dimension its tiles; and loss terms of the part by itself.
+
+        What is not of floats goes to `compare` with the embeddings, and has no gradient: say, which of them count.
+        """
 
     @abstractmethod
     def compare(self, embedded: Tensors) -> Tensors:
         """Loss terms, by name, of the embeddings of the whole batch; float32, outside autocast."""
+
+    def looked_at(self, embedded: Tensors) -> Tensor:
+        """Of the embeddings of the whole batch those whose spread tells of a collapse, float [R, D]."""
+        return next(iter(embedded.values())).flatten(0, -2)
+
+    def sheets(self, batch: Batch, shown: Tensors) -> dict[str, dict[str, Tensor]]:
+        """Pictures of what is shown, by the name of a sheet and of its columns: RGB levels [N, 3, s, s]."""
+        views = {name: value for name, value in shown.items() if value.ndim == 4 and value.shape[1] == 3}
+        return {"views": {"tile": batch.tiles, **views}}
+
+    def facts(self) -> dict[str, str]:
+        """What it learns from beside the pool, by name, for people."""
+        return {}
 
     def weights(self) -> dict[str, float]:
         """Weights of terms whose weight is not 1."""

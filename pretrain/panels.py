@@ -30,7 +30,7 @@ class Panels:
 
     @torch.no_grad()
     def draw(self) -> dict[str, NDArray[np.uint8]]:
-        """A sheet of views, and a picture of their similarities, for each objective; RGB uint8 [H, W, 3]."""
+        """Sheets of what each objective shows, and of pairs of tiles their similarities; RGB uint8 [H, W, 3]."""
         learner = self.learner
         batch = Batch.of(dict(self.items), learner.accelerator.device)
         pictures = {}
@@ -39,13 +39,14 @@ class Panels:
             network.eval()
         for name, objective in learner.objectives.items():
             shown = objective.show(batch)
-            views = {key: _levels(value) for key, value in shown.items() if value.ndim == 4 and value.shape[1] == 3}
-            pictures[f"{name}_views"] = sheet({"tile": _levels(batch.tiles), **views})
+            for title, columns in objective.sheets(batch, shown).items():
+                pictures[f"{name}_{title}"] = sheet({column: _levels(value) for column, value in columns.items()})
             with learner.accelerator.autocast():
                 embedded, _ = objective.embed(shown)
             if embedded.keys() >= {"first", "second"} and embedded["first"].ndim == 2:
                 pair = [F.normalize(embedded[key].float(), dim=1) for key in ("first", "second")]
-                pictures[f"{name}_similarity"] = similarities(pair[0] @ pair[1].T, views["first"], views["second"])
+                views = [_levels(shown[key]) for key in ("first", "second")]
+                pictures[f"{name}_similarity"] = similarities(pair[0] @ pair[1].T, *views)
         for name, network in learner.networks.items():
             network.train(modes[name])
         return pictures

@@ -1,5 +1,6 @@
 """The pool of tiles that an encoder learns from: crops of all sources by global image index, sources in even turns."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +32,7 @@ class DataSettings:
     """nuclei for objective instance. tissue: the masks that the tissue's own tiles bring; watershed: made of the
     tissue; and for the generator alone layout: drawn from data.layout, or a folder of instance maps"""
     layout: LayoutSettings = field(default_factory=LayoutSettings)
-    """what masks: layout draws; `nucleate layout fit` writes it"""
+    """what masks: layout draws; `nucleate layout fit` writes it; left as it is: the data.layout of the translator"""
     mpp: float | None = None
     """µm/px of the tissue where its files do not say; slides are cut at it"""
     tile_size: int = 256
@@ -124,15 +125,21 @@ def open_pool(settings: DataSettings, seed: int, batch: int) -> Pool:
 class PooledCrops(Dataset[dict[str, Any]]):
     """Crops of the pool by global image index.
 
-    An item is a dict: `tile` uint8 [3, t, t], `index` int, `source` int, the number of its source.
+    An item is a dict: `tile` uint8 [3, t, t], `index` int, `source` int, the number of its source; and what objectives
+    ask for by `Objective.items`.
     """
 
-    def __init__(self, pool: Pool, settings: DataSettings, seed: int) -> None:
-        self.pool, self.settings, self.seed = pool, settings, seed
+    def __init__(
+        self, pool: Pool, settings: DataSettings, seed: int, more: Sequence[Callable[[int], dict[str, Any]]] = ()
+    ) -> None:
+        self.pool, self.settings, self.seed, self.more = pool, settings, seed, more
         self.order = Order(seed, "pool order", pool.tissue.sizes, pool.tissue.weights)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         position = int(self.pool.tissue.shown[self.order(index)])
         tile = self.pool.tissue.tiles[position]
         taken = crop(tile, self.settings.tile_size, draws(self.seed, "pool crop", index), turn=False)
-        return {"tile": torch.from_numpy(taken.image), "index": index, "source": int(self.pool.numbers[position])}
+        item = {"tile": torch.from_numpy(taken.image), "index": index, "source": int(self.pool.numbers[position])}
+        for own in self.more:
+            item |= own(index)
+        return item

@@ -8,6 +8,7 @@ from histo.errors import InputError
 from histo.running.runs import RunSettings
 from pretrain.objectives import NAMES
 from pretrain.objectives.barlow import BarlowSettings
+from pretrain.objectives.instance import InstanceSettings
 from pretrain.objectives.simclr import SimCLRSettings
 from pretrain.online import ProbeSettings
 from pretrain.pool import DataSettings
@@ -22,8 +23,8 @@ class EncoderSettings:
 
     architecture: str | None = None
     """timm model by name; null: that of the source, else resnet18"""
-    norm: Literal["own", "group"] = "own"
-    """own: as the model comes (ResNets: batch norm); group: GroupNorm instead"""
+    norm: Literal["own", "group"] | None = None
+    """own: as the model comes (ResNets: batch norm); group: GroupNorm instead; null: that of the source, else own"""
     source: str | None = None
     """initial weights. none: random; an encoder file or foreign checkpoint; timm:NAME: the published ones, fetched
     once; null: the encoder of --translator, else none"""
@@ -135,6 +136,7 @@ class Recipe:
     view: ViewSettings = field(default_factory=ViewSettings)
     simclr: SimCLRSettings = field(default_factory=SimCLRSettings)
     barlow: BarlowSettings = field(default_factory=BarlowSettings)
+    instance: InstanceSettings = field(default_factory=InstanceSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     probe: ProbeSettings = field(default_factory=ProbeSettings)
     run: RunSettings = field(default_factory=RunSettings)

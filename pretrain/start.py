@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 from histo import encoders
+from histo.errors import InputError
 from pretrain.backbone import MEAN, STD, Backbone
 from pretrain.recipe import Recipe
 
@@ -26,9 +27,19 @@ def open_backbone(recipe: Recipe) -> Begun:
     settings = recipe.encoder
     source = settings.source or recipe.translator or "none"
     name = settings.architecture or (DEFAULT if source == "none" else None)
-    start = encoders.start(source, settings.norm, name, seed=recipe.seed)
+    start = encoders.start(source, settings.norm or "own", name, seed=recipe.seed)
+    found = start.architecture
+    if found.library != "timm":
+        raise InputError(
+            f"{source} is an encoder of {found.library}, expected one of timm, whose features are pooled; start from "
+            "another."
+        )
+    if settings.norm and found.arguments != encoders.architecture(found.name, settings.norm, "encoder").arguments:
+        raise InputError(
+            f"--encoder.norm is {settings.norm}, but {source} is {found}; leave the norm out, or start from another."
+        )
     mean, std = (start.facts[key] or usual for key, usual in (("mean", MEAN), ("std", STD)))
     origin = "random weights" if source == "none" else f"the weights of {source}"
     if start.report:
         origin += f"\n{start.report}"
-    return Begun(Backbone(start.encoder, start.architecture, tuple(mean), tuple(std)), start.facts["parent"], origin)
+    return Begun(Backbone(start.encoder, found, tuple(mean), tuple(std)), start.facts["parent"], origin)

@@ -77,13 +77,17 @@ def train(recipe: Recipe, run: RunFolder, accelerator: Accelerator, scratch: Pat
     checkpoint, damaged = taken_up(run, asdict(recipe), recipe.FIXED, recipe.run.resume, as_yaml(recipe), accelerator)
 
     # Data and networks, from the start or as they were
+    for turn in (first, not first):  # the first process makes pseudo-masks, the others find them
+        with together():
+            if turn:
+                pool = open_pool(recipe.data, recipe.seed, recipe.train.batch_size)
+                learner = Learner(recipe, pool, accelerator, run.path / "pseudo-masks")
     with together():
-        pool = open_pool(recipe.data, recipe.seed, recipe.train.batch_size)
-        learner = Learner(recipe, pool, accelerator)
         probe = _open_probe(recipe, pool, learner) if first else None
         if checkpoint is not None:
             learner.restore(checkpoint)
-        crops = PooledCrops(pool, recipe.data, recipe.seed)
+        more = [items for objective in learner.objectives.values() if (items := objective.items()) is not None]
+        crops = PooledCrops(pool, recipe.data, recipe.seed, more)
         clock = ImageClock(
             learner.images,
             recipe.train.images,
@@ -195,6 +199,7 @@ def _facts(recipe: Recipe, run: RunFolder, pool: Pool, learner: Learner, checkpo
     accelerator, train = learner.accelerator, recipe.train
     facts = {
         **pool.facts,
+        **{name: fact for objective in learner.objectives.values() for name, fact in objective.facts().items()},
         "tiles": f"{recipe.data.tile_size}² px, seen at {recipe.data.view_size}²",
         "objective": " + ".join(recipe.objectives),
         "networks": ", ".join(f"{name} {size / 1e6:.1f} M" for name, size in sizes.items()),

@@ -5,7 +5,7 @@ Where they come from, and that no pair is among them.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from histo.codec import Form
 from histo.errors import InputError, writing
-from histo.finders import Method, open_finder
+from histo.finders import open_finder
 from histo.finders.cellpose_sam import LICENCE, CellposeSettings, weights_file
 from histo.finders.network import NetworkSettings
 from histo.layouts import Layouts, LayoutSettings
@@ -25,6 +25,7 @@ from histo.tiles import Tile, TileCache, Tiles, TileSet, is_described, local_pla
 from histo.tiles.entries import Entries
 
 PHANTOM_MPP = 0.5
+PseudoMask = Literal["watershed", "cellpose"]
 LAYOUTS = 100_000  # drawn on the fly, so that many cost nothing
 
 
@@ -181,7 +182,7 @@ def open_domains(settings: DataSettings, seed: int, folder: Path | None, progres
     else:
         masks, origin, bad_masks = _open_masks(settings, seed, tissue, folder, progress)
         if folder is not None:
-            _refuse_useless(masks, settings.masks)
+            refuse_useless(masks, settings.masks)
         source = Domain(masks, np.arange(len(masks)), [len(masks)], MaskSet([], 0))
         domains = Domains(source, tissue, origin, {"tissue": tissue.tiles.describe()}, bad)
         domains.facts["masks"] = origin
@@ -213,13 +214,14 @@ def _open_masks(
     tiles = tissue.tiles
     order = draws(seed, "donors", 0).permutation(len(tiles))
     donors, others = np.sort(order[::2]), np.sort(order[1::2])
-    if settings.masks in ("watershed", "cellpose"):
+    if settings.masks in get_args(PseudoMask):
+        method: PseudoMask = "cellpose" if settings.masks == "cellpose" else "watershed"
         if not len(others):
             raise InputError(
                 f"{settings.masks} pseudo-masks need two tissue tiles or more: some to show, some to read masks from."
             )
         _show(tissue, others)
-        masks = MaskSet(_pseudo_masks(settings, tiles, donors, folder, progress), settings.cache_mb)
+        masks = MaskSet(pseudo_masks(method, settings.cellpose, tiles, donors, folder, progress), settings.cache_mb)
         origin = f"{settings.masks} pseudo-masks of {_apart(donors, others)}"
         if settings.masks == "cellpose":
             origin += f". {settings.cellpose.model}: {LICENCE}"
@@ -230,7 +232,7 @@ def _open_masks(
         origin = "layouts drawn from data.layout without any tissue; all tissue tiles are shown, and no pair exists"
         return _layouts(settings, seed, tiles), origin, []
     if is_described(settings.masks):
-        labelled, bad = _labelled(settings)
+        labelled, bad = labelled_tiles(settings.masks, settings.split, settings.on_bad)
         images = {entry.path.resolve() for entry in tiles.entries} if isinstance(tiles, TileSet) else set()
         origin = f"{len(labelled)} instance maps of the tiles of {settings.masks}"
         if not images.isdisjoint(entry.path.resolve() for entry in labelled):
@@ -308,29 +310,45 @@ def _apart(donors: NDArray[np.int64], others: NDArray[np.int64]) -> str:
     )
 
 
-def _labelled(settings: DataSettings) -> tuple[Entries, list[tuple[Path, str]]]:
-    """Tiles with masks of shards or of a folder with tiles.csv, of the split to learn from only, and the skipped."""
-    tiles = open_tiles(settings.masks, on_bad=settings.on_bad)
-    wanted = (settings.split, None)
+def labelled_tiles(masks: str, split: str, on_bad: Literal["error", "skip"]) -> tuple[Entries, list[tuple[Path, str]]]:
+    """Tiles with masks of shards or of a folder with tiles.csv, of the split to learn from only, and the skipped.
+
+    Raises:
+        InputError: there is none.
+    """
+    tiles = open_tiles(masks, on_bad=on_bad)
+    wanted = (split, None)
     found = [k for k, entry in enumerate(tiles.entries) if entry.mask is not None and entry.split in wanted]
     if not found:
         raise InputError(
-            f"{settings.masks} names no masks of split {settings.split!r}; fill the column mask of its tiles.csv, or "
+            f"{masks} names no masks of split {split!r}; fill the column mask of its tiles.csv, or "
             "name a folder of masks."
         )
     return tiles.entries.take(found), tiles.bad
 
 
-def _pseudo_masks(
-    settings: DataSettings, tissue: Tiles, donors: NDArray[np.int64], folder: Path | None, progress: bool
+def pseudo_masks(
+    method: PseudoMask,
+    cellpose: CellposeSettings,
+    tissue: Tiles,
+    donors: NDArray[np.int64],
+    folder: Path | None,
+    progress: bool,
 ) -> list[Path]:
-    """Files of the masks, one for each donor, those made that are not there yet."""
-    cellpose = settings.masks == "cellpose"
-    if isinstance(tissue, TileSet) and not (cellpose and settings.cellpose.diameter is not None):
-        tissue.require_mpp(f"{settings.masks} pseudo-masks")
+    """Files of the masks, one for each donor, those made that are not there yet.
+
+    Args:
+        donors: positions in the tissue.
+        folder, progress: as in `open_domains`; None: no file.
+
+    Raises:
+        InputError: unknown µm/px where the method needs it, or a folder that cannot be written.
+    """
+    if isinstance(tissue, TileSet) and not (method == "cellpose" and cellpose.diameter is not None):
+        tissue.require_mpp(f"{method} pseudo-masks")
     if folder is None:
-        if cellpose:
-            weights_file(settings.cellpose)
+        if method == "cellpose":
+            weights_file(cellpose)
         return []
     with writing(folder, "name another --run.dir"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -338,9 +356,8 @@ def _pseudo_masks(
     missing = [(donor, file) for donor, file in zip(donors, files, strict=True) if not file.exists()]
     if not missing:
         return files
-    method: Method = "cellpose" if cellpose else "watershed"
-    finder = open_finder(method, settings.cellpose, NetworkSettings(), processes.state().device)
-    with tqdm(total=len(missing), desc=f"{settings.masks} pseudo-masks", unit="tile", disable=not progress) as bar:
+    finder = open_finder(method, cellpose, NetworkSettings(), processes.state().device)
+    with tqdm(total=len(missing), desc=f"{method} pseudo-masks", unit="tile", disable=not progress) as bar:
         for start in range(0, len(missing), finder.batch):
             some = missing[start : start + finder.batch]
             tiles = [tissue[donor] for donor, _ in some]
@@ -351,8 +368,12 @@ def _pseudo_masks(
     return files
 
 
-def _refuse_useless(masks: Tiles, named: str) -> None:
-    """Masks that show a translator nothing: no nucleus anywhere, or nothing but nucleus."""
+def refuse_useless(masks: Tiles, named: str) -> None:
+    """Refuse masks that show a translator nothing: no nucleus anywhere, or nothing but nucleus.
+
+    Raises:
+        InputError: they are such masks.
+    """
     nuclei = False
     for index in range(len(masks)):
         instances = masks[index].instances

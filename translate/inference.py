@@ -202,12 +202,16 @@ class TrainedTranslator:
         }
 
 
-def open_translator(path: Path) -> TrainedTranslator:
-    """Read a run folder's exports, or an export folder; see `translate.load`."""
+def open_translator(path: Path, device: torch.device | None = None) -> TrainedTranslator:
+    """Read a run folder's exports, or an export folder; see `translate.load`.
+
+    Args:
+        device: where its networks go; None: a GPU where there is one.
+    """
     if not path.is_dir():
         raise InputError(f"{path} is no folder; name a run folder of translate/train.py, or its export folder.")
     export = path / "export" if (path / "export").is_dir() else path
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return TrainedTranslator(export, open_networks(export, device), _data_settings(export.parent / "config.yaml"))
 
 

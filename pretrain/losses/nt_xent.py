@@ -12,10 +12,12 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
     pairs (pytorch-metric-learning: 8 GB for 512 tiles).
 
     Args:
-        first: float [N, D], one embedding of each tile; N of 2 or more.
+        first: float [N, D], one embedding of each tile (or nucleus); of none the loss is 0.
         second: the other one.
         temperature: τ, above 0.
     """
+    if len(first) == 0:
+        return (first.sum() + second.sum()).float()  # 0, with a gradient of 0
     z = F.normalize(torch.cat([first, second]).float(), dim=1)
     similarity = z @ z.T / temperature
     similarity.fill_diagonal_(float("-inf"))

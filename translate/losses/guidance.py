@@ -1,25 +1,46 @@
-"""Guidance: what S must find in tissue that G rendered from a known mask."""
+"""Guidance: what a head must find in tissue whose nuclei are known, as in tissue that G rendered from a mask."""
+
+from typing import Protocol
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from histo.flows import flow_loss
-from histo.segmenters import Reading, Segmenter
-from translate.engine import Batch
+from histo.maskrcnn import MaskRCNNHead
+from histo.segmenters import Head
 
 
-def guidance(segmenter: nn.Module, reading: Reading, batch: Batch, seed: int) -> dict[str, Tensor]:
-    """The terms of S's head, "guidance" or "guidance/PART", for its reading of the tissue drawn from a batch's masks.
+class Seen(Protocol):
+    """What a head saw in tiles: fields of `histo.segmenters.Reading`, which is one."""
 
-    The tissue is not detached, so the gradient teaches G to show the nuclei too.
+    head: Head
+    dense: Tensor | None
+    pyramid: list[Tensor] | None
+
+
+class Known(Protocol):
+    """The nuclei of these tiles, as a `translate.engine.Batch` knows them."""
+
+    indices: list[int]
+    instances: Tensor | None
+    flows: Tensor | None
+
+
+def guidance(finder: nn.Module, reading: Seen, batch: Known, seed: int) -> dict[str, Tensor]:
+    """The terms of a finder's head, "guidance" or "guidance/PART", for its reading of tissue with a batch's nuclei.
+
+    In translation the tissue is not detached, so the gradient teaches G to show the nuclei too.
+
+    Args:
+        finder: what read it; of head maskrcnn it has a `detector`.
     """
     if reading.head == "none":
         return {}
     assert batch.instances is not None
     if reading.head == "maskrcnn":
-        assert isinstance(segmenter, Segmenter)
+        assert isinstance(finder.detector, MaskRCNNHead)
         assert reading.pyramid is not None
-        losses = segmenter.detector.losses(reading.pyramid, batch.instances, seed, batch.indices)
+        losses = finder.detector.losses(reading.pyramid, batch.instances, seed, batch.indices)
         return {f"guidance/{name}": loss for name, loss in losses.items()}
     assert reading.dense is not None
     foreground = batch.instances[:, None] > 0
