@@ -18,6 +18,7 @@ from histo.encoders import architecture, build, write_card
 from histo.errors import InputError
 from histo.masks import write_instances
 from histo.phantom import PhantomTissue
+from histo.running.settings import read_settings
 from histo.tiles.tables import write_folder
 from pretrain.learner import Learner
 from pretrain.losses.nt_xent import nt_xent
@@ -27,6 +28,7 @@ from pretrain.panels import Panels
 from pretrain.pool import DataSettings, PooledCrops, open_pool
 from pretrain.recipe import EncoderSettings, Recipe, TrainSettings
 from pretrain.views import ViewSettings
+from tests.conftest import ROOT
 from translate.networks.generators import ImageGeneratorSettings, build_generator
 
 
@@ -337,6 +339,14 @@ def test_other_runs_are_refused(tile_folder: Path, toy_run: Path, tmp_path: Path
 def test_settings_out_of_range(changed: dict[str, Any], text: str) -> None:
     with pytest.raises(InputError, match=text):
         InstanceSettings(**changed)
+
+
+@pytest.mark.parametrize("name", ["instance", "instance_small", "unitpath_stage2"])
+def test_presets_are_sound(name: str) -> None:
+    arguments = ["--config", str(ROOT / "configs" / "pretrain" / f"{name}.yaml"), "--translator", "RUN"]
+    recipe = read_settings(Recipe, "pretrain/train.py", "", arguments).settings
+    assert recipe.objectives == ["instance"]
+    assert (recipe.instance.contrast == recipe.instance.real == 0) == (name == "unitpath_stage2")
 
 
 @pytest.mark.slow
