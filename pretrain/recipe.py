@@ -9,6 +9,7 @@ from histo.running.runs import RunSettings
 from pretrain.objectives import NAMES
 from pretrain.objectives.barlow import BarlowSettings
 from pretrain.objectives.simclr import SimCLRSettings
+from pretrain.objectives.stain_invariant import StainInvariantSettings
 from pretrain.online import ProbeSettings
 from pretrain.pool import DataSettings
 from pretrain.views import ViewSettings
@@ -135,6 +136,7 @@ class Recipe:
     view: ViewSettings = field(default_factory=ViewSettings)
     simclr: SimCLRSettings = field(default_factory=SimCLRSettings)
     barlow: BarlowSettings = field(default_factory=BarlowSettings)
+    stain_invariant: StainInvariantSettings = field(default_factory=StainInvariantSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     probe: ProbeSettings = field(default_factory=ProbeSettings)
     run: RunSettings = field(default_factory=RunSettings)
