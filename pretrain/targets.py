@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
@@ -213,11 +214,22 @@ class Targets:
         vectors = vectors / np.maximum(vectors.std(axis=0), 1e-6)
         if len(good) <= BANK:
             return [tiles[k] for k in good]
+        start = _spread_out(vectors, generator)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a cluster may become empty, and its centre then stays
-            centres, _ = kmeans2(vectors, vectors[:BANK], iter=20, minit="matrix")  # the sample's order is random
+            centres, _ = kmeans2(vectors, start, iter=20, minit="matrix")
         distance = np.linalg.norm(vectors[:, None] - centres, axis=2)
         return [tiles[good[k]] for k in sorted(set(distance.argmin(axis=0).tolist()))]
+
+
+def _spread_out(vectors: NDArray[np.float64], generator: np.random.Generator) -> NDArray[np.float64]:
+    """First centres, [BANK, D] of [N, D]: each drawn by its squared distance from those before (k-means++)."""
+    chosen = [int(generator.integers(len(vectors)))]
+    while len(chosen) < BANK:
+        distance = np.square(vectors[:, None] - vectors[chosen]).sum(axis=2).min(axis=1)
+        total = distance.sum()
+        chosen.append(int(generator.choice(len(vectors), p=distance / total if total > 0 else None)))
+    return vectors[chosen]
 
 
 def _stained(name: NormaliserName) -> set[MethodName]:
