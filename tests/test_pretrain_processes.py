@@ -29,10 +29,12 @@ def steps(launcher: list[str], out: Path, *arguments: str) -> dict[str, torch.Te
 def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
     """Gradients of the first step, and the movement of five."""
     gradients = [name for name in one if name.startswith("gradient/")]
-    largest = max(one[name].abs().max().item() for name in gradients)
-    assert largest > 1e-3
-    for name in gradients:
-        torch.testing.assert_close(other[name], one[name], rtol=1e-3, atol=1e-4 * largest)
+    before, after = (torch.cat([tensors[name].double().flatten() for name in gradients]) for tensors in (one, other))
+    assert before.norm() > 1e-2
+    assert (after - before).norm() < 0.01 * before.norm()  # measured 0.003: units at a kink of their ReLU differ
+    off = torch.stack([(other[name] - one[name]).norm() for name in gradients])
+    size = torch.stack([one[name].norm() for name in gradients])
+    assert (off / size)[size > 0].median() < 1e-3  # measured 1.5e-5; a wrong share gives about 1 everywhere
     start, end, apart = (
         torch.cat([tensors[f"{kind}/{k}"].double().flatten() for k in range(len(gradients))])
         for tensors, kind in ((one, "start"), (one, "weight"), (other, "weight"))
@@ -62,7 +64,7 @@ def test_two_processes_match_one(objective: str, tile_folder: Path, other_folder
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", ["simclr", "barlow", "stain_invariant"])
 def test_a_batch_in_parts_matches_a_whole_one(objective: str, tile_folder: Path, tmp_path: Path) -> None:
-    """Where no norm looks at the batch: features alone, since the projector has batch norm."""
+    """With group norm alone, and a bare projector: batch norms take the statistics of each part."""
     whole = steps(ALONE, tmp_path / "whole.safetensors", objective, GROUPS, "1", str(tile_folder))
     parts = steps(ALONE, tmp_path / "parts.safetensors", objective, GROUPS, "2", str(tile_folder))
     assert_same(whole, parts)
