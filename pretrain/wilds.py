@@ -75,7 +75,7 @@ def main(argv: list[str]) -> None:
             _pretrain(settings, seed, run)
         results[seed] = _probed(encoder, labelled, run / "wilds.json")
         print(_line(f"seed {seed}", results[seed]), flush=True)
-    content = {
+    content: dict[str, Any] = {
         "tissue": tiles.describe(),
         "patches": {split: len(labelled.positions[split]) for split in SPLITS},
         "recipe": settings.recipe,
