@@ -10,6 +10,7 @@ from pretrain.objectives import NAMES
 from pretrain.objectives.barlow import BarlowSettings
 from pretrain.objectives.instance import InstanceSettings
 from pretrain.objectives.simclr import SimCLRSettings
+from pretrain.objectives.stain_invariant import StainInvariantSettings
 from pretrain.online import ProbeSettings
 from pretrain.pool import DataSettings
 from pretrain.views import ViewSettings
@@ -137,6 +138,7 @@ class Recipe:
     simclr: SimCLRSettings = field(default_factory=SimCLRSettings)
     barlow: BarlowSettings = field(default_factory=BarlowSettings)
     instance: InstanceSettings = field(default_factory=InstanceSettings)
+    stain_invariant: StainInvariantSettings = field(default_factory=StainInvariantSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     probe: ProbeSettings = field(default_factory=ProbeSettings)
     run: RunSettings = field(default_factory=RunSettings)

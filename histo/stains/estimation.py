@@ -42,6 +42,11 @@ class StainEstimate(NamedTuple):
         """bool [N], whether the image itself supported an estimate."""
         return usable(self.status)
 
+    @property
+    def vectors(self) -> Tensor:
+        """float32 [N, 6], the stain vector of each image: the optical depth of its two stains at full strength."""
+        return (self.matrices[:, :2] * self.strengths[:, :, None]).flatten(1)
+
 
 def macenko(images: Tensor, pixels: int | None = None) -> StainEstimate:
     """Stains of each image.

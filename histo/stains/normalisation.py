@@ -132,16 +132,16 @@ def restain(images: Tensor, matrix: Tensor, source: StainEstimate | None = None)
     return Normalised(left_alone(images, result, source.status), source.status)
 
 
-def distinct(estimate: StainEstimate, epsilon: float = EPSILON) -> Tensor:
-    """bool [N]: which images of a batch are targets that change its appearance.
+def distinct(estimate: StainEstimate, epsilon: float = EPSILON, batch: StainEstimate | None = None) -> Tensor:
+    """bool [N]: which images are targets that change the appearance of a batch; None: of the batch they are.
 
-    The stain vector of an image is the optical depth of its two stains at full strength (6 numbers). A target must be
-    usable, and further from the mean vector of the batch's usable images than `epsilon` times its length.
+    A target must be usable, and its stain vector further from the mean vector of the batch's usable images than
+    `epsilon` times its length.
     """
-    vectors = (estimate.matrices[:, :2] * estimate.strengths[:, :, None]).flatten(1)
-    weight = estimate.ok.float()[:, None]
-    mean = (vectors * weight).sum(dim=0) / weight.sum().clamp(min=1)
-    return estimate.ok & ((vectors - mean).norm(dim=1) > epsilon * mean.norm())
+    batch = estimate if batch is None else batch
+    weight = batch.ok.float()[:, None]
+    mean = (batch.vectors * weight).sum(dim=0) / weight.sum().clamp(min=1)
+    return estimate.ok & ((estimate.vectors - mean).norm(dim=1) > epsilon * mean.norm())
 
 
 def _method(name: MethodName) -> Method:
