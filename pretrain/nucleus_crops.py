@@ -102,20 +102,18 @@ def open_masks(
     Raises:
         InputError: no masks, or none with a nucleus, or µm/px other than the generator's.
     """
-    tissue = pool.tissue.tiles
     if settings.masks is None:
         raise InputError(
             "Objective instance needs nuclei and --data.masks names none; expected tissue, watershed, layout or a "
             "folder of instance maps."
         )
     if settings.masks in WITH_TISSUE:
-        if drawing is not None:
-            _refuse_other_scale(pool, drawing)
+        tissue, numbers = _with_nuclei(pool, settings, drawing)
+        origin = f"those that {_share(tissue, pool)} bring"
         if settings.masks == "watershed":
             files = pseudo_masks("watershed", CellposeSettings(), tissue, np.arange(len(tissue)), folder, progress)
-            masks = Masks(MaskedTissue(tissue, files), pool.numbers, f"watershed pseudo-masks of {len(tissue)} tiles")
-        else:
-            masks = _of_tissue(tissue, pool.numbers, settings.cache_mb)
+            tissue, origin = MaskedTissue(tissue, files), f"watershed pseudo-masks of {_share(tissue, pool)}"
+        masks = Masks(tissue, numbers, origin)
     elif drawing is None:
         raise InputError(
             f"--data.masks {settings.masks} shows no tissue and instance.generated is 0, expected tissue or watershed "
@@ -130,18 +128,39 @@ def open_masks(
     return masks
 
 
-def _of_tissue(tissue: Tiles, numbers: NDArray[np.int64], cache_mb: float) -> Masks:
-    """Of the tissue's own tiles those that have masks."""
+def _with_nuclei(pool: Pool, settings: DataSettings, drawing: Drawing | None) -> tuple[Tiles, NDArray[np.int64]]:
+    """The pool's tiles that can teach nuclei, and the number of each one's source.
+
+    With masks tissue they are those that have masks, with watershed those of known µm/px; beside a generator those of
+    its µm/px. In a mixed pool the rest teaches other objectives.
+    """
+    tissue = pool.tissue.tiles
     if not isinstance(tissue, TileSet):
-        return Masks(tissue, numbers, "the exact masks of phantom tissue")
-    found = np.array([k for k, entry in enumerate(tissue.entries) if entry.mask is not None], dtype=np.int64)
-    if not len(found):
-        raise InputError(
-            f"None of the {len(tissue)} tiles of --data.tissue has a mask, expected masks for --data.masks tissue; "
-            "fill the column mask of tiles.csv, label them with translate/pseudomask.py, or use --data.masks watershed."
-        )
-    tiles = TileSet(tissue.entries.take(found), cache_mb=cache_mb)
-    return Masks(tiles, numbers[found], f"those that {len(found)} of the {len(tissue)} tiles bring")
+        _refuse_scales([pool.mpp], "tissue", drawing)
+        return tissue, pool.numbers
+    if settings.masks == "tissue":
+        found = np.array([k for k, entry in enumerate(tissue.entries) if entry.mask is not None], dtype=np.int64)
+        if not len(found):
+            raise InputError(
+                f"None of the {len(tissue)} tiles of --data.tissue has a mask, expected masks for --data.masks tissue; "
+                "fill the column mask of tiles.csv, label them with translate/pseudomask.py, or use --data.masks "
+                "watershed."
+            )
+    else:
+        known = tissue.entries.facts("mpp")
+        found = known.among(*(mpp for mpp in known.values if mpp is not None))
+        if not len(found):
+            tissue.require_mpp("watershed pseudo-masks")
+    scales = tissue.entries.take(found).facts("mpp")
+    fitting = scales.among(*(mpp for mpp in scales.values if _fits(mpp, drawing)))
+    if not len(fitting):
+        _refuse_scales(list(scales.counts()), "tissue", drawing)
+    return TileSet(tissue.entries.take(found[fitting]), cache_mb=settings.cache_mb), pool.numbers[found[fitting]]
+
+
+def _share(tissue: Tiles, pool: Pool) -> str:
+    some, everything = len(tissue), len(pool.tissue.tiles)
+    return f"{some} tiles" if some == everything else f"{some} of the {everything} tiles"
 
 
 def _layouts(own: LayoutSettings, drawing: Drawing, seed: int) -> Masks:
@@ -174,21 +193,22 @@ def _of_folder(settings: DataSettings, drawing: Drawing) -> Masks:
     return Masks(MaskSet(files, settings.cache_mb), None, origin)
 
 
-def _refuse_other_scale(pool: Pool, drawing: Drawing) -> None:
-    tissue = pool.tissue.tiles
-    known = list(tissue.entries.facts("mpp").counts()) if isinstance(tissue, TileSet) else [pool.mpp]
-    _refuse_scales(known, "tissue", drawing)
+def _fits(mpp: float | None, drawing: Drawing | None) -> bool:
+    """Whether a µm/px is the generator's; what is unknown on either side cannot be told."""
+    if mpp is None or drawing is None or drawing.mpp is None:
+        return True
+    return math.isclose(mpp, drawing.mpp, rel_tol=MPP_TOLERANCE)
 
 
-def _refuse_scales(known: list[float | None], name: str, drawing: Drawing) -> None:
-    """Refuse masks at a µm/px that is not the generator's; what is unknown on either side cannot be."""
+def _refuse_scales(known: list[float | None], name: str, drawing: Drawing | None) -> None:
+    """Refuse masks at a µm/px that is not the generator's."""
     for mpp in known:
-        if mpp is None or drawing.mpp is None or math.isclose(mpp, drawing.mpp, rel_tol=MPP_TOLERANCE):
-            continue
-        raise InputError(
-            f"--data.{name} has masks at {mpp:g} µm/px, but the generator of {drawing.path} learned at "
-            f"{drawing.mpp:g}, expected the same within {MPP_TOLERANCE:.0%}; resize the tiles, or name another run."
-        )
+        if not _fits(mpp, drawing):
+            assert drawing is not None
+            raise InputError(
+                f"--data.{name} has masks at {mpp:g} µm/px, but the generator of {drawing.path} learned at "
+                f"{drawing.mpp:g}, expected the same within {MPP_TOLERANCE:.0%}; resize the tiles, or name another run."
+            )
 
 
 class NucleusCrops:
