@@ -120,7 +120,8 @@ def test_parts_of_a_batch_learn_what_the_batch_does(tile_folder: Path, toy_run: 
         )
     assert gradients[0].keys() == gradients[1].keys()
     for key, whole in gradients[0].items():
-        assert torch.allclose(whole, gradients[1][key], rtol=1e-3, atol=1e-5), key
+        # Not number by number: a unit near its kink may fall on the other side by rounding.
+        assert (whole - gradients[1][key]).norm() <= 0.01 * whole.norm() + 1e-6, key
 
 
 def test_the_generator_draws_each_view_in_a_style_of_its_own(tile_folder: Path, toy_run: Path) -> None:
@@ -287,7 +288,7 @@ def test_what_is_missing_is_said_in_a_sentence(tile_folder: Path, toy_run: Path,
     refused(recipe_for(tile_folder, toy_run, "nowhere", real=0.0), "is no folder")
     recipe = recipe_for(tile_folder, toy_run)
     recipe.encoder.architecture = "resnet18"
-    refused(recipe, "--encoder.architecture is resnet18")
+    refused(recipe, "but resnet18 was asked for")
     recipe = recipe_for(tile_folder, None, generated=0.0)
     recipe.encoder = EncoderSettings("test_vit")
     refused(recipe, "no features of strides 4, 8, 16 and 32")
@@ -302,7 +303,7 @@ def test_an_encoder_with_other_norms_is_refused(tile_folder: Path, toy_run: Path
     card = {**facts, "mean": [0.5] * 3, "std": [0.5] * 3}
     write_card(tmp_path / "batch.safetensors", build(resnet).state_dict(), card)
     recipe.encoder.source = str(tmp_path / "batch.safetensors")
-    refused(recipe, "--encoder.norm is group, but .* is a test_resnet with the norms of its model")
+    refused(recipe, "--encoder.norm is group, but .* is timm:test_resnet")
 
 
 def test_masks_without_nuclei_are_refused(tile_folder: Path, toy_run: Path, tmp_path: Path) -> None:
