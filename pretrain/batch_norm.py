@@ -6,14 +6,33 @@ could tell the processes' tiles apart by them.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+import torch.distributed
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
 from histo.errors import InputError
 from histo.running import processes
+
+
+class _Mean(torch.autograd.Function):
+    """The mean of a tensor over all processes; so is its gradient, since each of them uses it."""
+
+    @staticmethod
+    def forward(context: Any, values: Tensor) -> Tensor:
+        return _mean(values)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Tensor:
+        return _mean(gradients[0])
+
+
+def _mean(values: Tensor) -> Tensor:
+    total = values.clone()
+    torch.distributed.all_reduce(total)
+    return total / processes.state().num_processes
 
 
 class _Shared:
@@ -27,9 +46,9 @@ class _Shared:
         axes = [0, *range(2, x.ndim)]
         shape = [1, -1] + [1] * (x.ndim - 2)
         values = x.float()
-        mean = all_reduce(values.mean(axes)) / count
+        mean = _Mean.apply(values.mean(axes))
         centred = values - mean.view(shape)
-        variance = all_reduce(centred.square().mean(axes)) / count
+        variance = _Mean.apply(centred.square().mean(axes))
         if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
             seen = count * x.numel() // x.shape[1]
             assert self.momentum is not None

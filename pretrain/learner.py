@@ -35,6 +35,12 @@ class Learner:
 
     def __init__(self, recipe: Recipe, pool: Pool, accelerator: Accelerator, pseudo_masks: Path | None = None) -> None:
         self.recipe, self.train, self.accelerator, self.pool = recipe, recipe.train, accelerator, pool
+        share_of_each = recipe.train.batch_size // accelerator.num_processes
+        if share_of_each % recipe.train.accumulation:
+            raise InputError(
+                f"train.accumulation is {recipe.train.accumulation}, expected a divisor of the {share_of_each} tiles "
+                "that each process takes of a batch."
+            )
         self.encoder, self.parent, self.origin = open_backbone(recipe)
         torch.manual_seed(recipe.seed)  # initial weights of the heads; every later draw is keyed by image index
         device = accelerator.device
@@ -50,8 +56,7 @@ class Learner:
         self.networks: dict[str, nn.Module] = {"encoder": self.encoder.model}
         for name, objective in self.objectives.items():
             for head, network in objective.heads().items():
-                share(network.to(device))
-                self.networks[f"{name}_{head}"] = network
+                self.networks[f"{name}_{head}"] = network.to(device)
         self.optimizer = self._optimizer()
         self.spreads: dict[str, float] = {}
         self.images = 0
@@ -99,11 +104,11 @@ class Learner:
         terms: Tensors = {}
         gradients: Tensors = {}
         if everyones:
-            terms = objective.compare(everyones)
+            terms, vectors = objective.compare(everyones)
             with together():
                 loss = objective.weight * weighted_sum(terms, self._weights(objective, terms))
             loss.backward()
-            self._look(name, objective.looked_at(everyones))
+            self._look(name, vectors)
             gradients = {key: self._mine(everyones[key].grad, len(embedded[key])) for key in learned}
         alone: dict[str, list[Tensor]] = {}
         start = 0
@@ -132,12 +137,6 @@ class Learner:
         return {name: 1.0 for name in terms} | objective.weights()
 
     def _parts(self, shown: Tensors) -> list[Tensors]:
-        count = len(next(iter(shown.values())))
-        if count % self.train.accumulation:
-            raise InputError(
-                f"train.accumulation is {self.train.accumulation}, expected a divisor of the {count} tiles that each "
-                "process takes of a batch."
-            )
         split = {key: value.chunk(self.train.accumulation) for key, value in shown.items()}
         return [{key: values[k] for key, values in split.items()} for k in range(self.train.accumulation)]
 

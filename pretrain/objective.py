@@ -36,12 +36,6 @@ class Context:
     accelerator: Accelerator
     pseudo_masks: Path | None = None
 
-    def pair(self, shown: Tensors, projector: nn.Module) -> Tensors:
-        """Projections of two views, "first" and "second", float [N, 3, s, s] each, in one pass."""
-        projected = projector(self.seen(torch.cat([shown["first"], shown["second"]])))
-        first, second = projected.chunk(2)
-        return {"first": first, "second": second}
-
 
 @dataclass
 class Batch:
@@ -99,12 +93,9 @@ class Objective(ABC):
         """
 
     @abstractmethod
-    def compare(self, embedded: Tensors) -> Tensors:
-        """Loss terms, by name, of the embeddings of the whole batch; float32, outside autocast."""
-
-    def looked_at(self, embedded: Tensors) -> Tensor:
-        """Of the embeddings of the whole batch those whose spread tells of a collapse, float [R, D]."""
-        return next(iter(embedded.values())).flatten(0, -2)
+    def compare(self, embedded: Tensors) -> tuple[Tensors, Tensor]:
+        """Loss terms, by name, of the embeddings of the whole batch; and vectors, float [R, D], whose spread tells of a
+        collapse. float32, outside autocast; the same in all processes."""
 
     def sheets(self, batch: Batch, shown: Tensors) -> dict[str, dict[str, Tensor]]:
         """Pictures of what is shown, by the name of a sheet and of its columns: RGB levels [N, 3, s, s]."""

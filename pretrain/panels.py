@@ -10,6 +10,7 @@ from torch.utils.data import default_collate
 from histo.sheets import sheet
 from pretrain.learner import Learner
 from pretrain.objective import Batch
+from pretrain.pairs import PairObjective
 from pretrain.pool import PooledCrops
 
 ROWS = 8
@@ -41,10 +42,10 @@ class Panels:
             shown = objective.show(batch)
             for title, columns in objective.sheets(batch, shown).items():
                 pictures[f"{name}_{title}"] = sheet({column: _levels(value) for column, value in columns.items()})
-            with learner.accelerator.autocast():
-                embedded, _ = objective.embed(shown)
-            if embedded.keys() >= {"first", "second"} and embedded["first"].ndim == 2:
-                pair = [F.normalize(embedded[key].float(), dim=1) for key in ("first", "second")]
+            if isinstance(objective, PairObjective):
+                with learner.accelerator.autocast():
+                    embedded, _ = objective.embed(shown)
+                    pair = [F.normalize(each.float(), dim=1) for each in objective.projected(embedded)]
                 views = [_levels(shown[key]) for key in ("first", "second")]
                 pictures[f"{name}_similarity"] = similarities(pair[0] @ pair[1].T, *views)
         for name, network in learner.networks.items():

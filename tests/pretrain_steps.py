@@ -8,14 +8,12 @@ each process has seen ("shown/…"), and of stain_invariant the colours of the s
 """
 
 import sys
-from importlib import import_module
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from safetensors.torch import save_file
-from torch import nn
 
 from histo.running.loading import ImageClock, loader
 from histo.running.processes import part, state
@@ -48,8 +46,6 @@ def main(out: Path, objective: str, encoder: str, parts: int, tissue: list[str])
     if objective == "stain_invariant":
         wanted.stain_invariant.mode = "center" if len(tissue) > 1 else "batch"
         wanted.stain_invariant.normaliser = "mix"
-    if encoder.endswith("_gn"):  # then no norm looks at other tiles, the projector's neither
-        import_module(f"pretrain.objectives.{objective}").projector = lambda widths: nn.Linear(widths[0], widths[-1])
     accelerator = Accelerator(mixed_precision="no")
     pool = open_pool(wanted.data, wanted.seed, BATCH)
     learner = Learner(wanted, pool, accelerator)

@@ -64,7 +64,7 @@ def test_two_processes_match_one(objective: str, tile_folder: Path, other_folder
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", ["simclr", "barlow", "stain_invariant"])
 def test_a_batch_in_parts_matches_a_whole_one(objective: str, tile_folder: Path, tmp_path: Path) -> None:
-    """With group norm alone, and a bare projector: batch norms take the statistics of each part."""
+    """With group norm in the encoder; batch norms there take the statistics of each part; the projector sees all."""
     whole = steps(ALONE, tmp_path / "whole.safetensors", objective, GROUPS, "1", str(tile_folder))
     parts = steps(ALONE, tmp_path / "parts.safetensors", objective, GROUPS, "2", str(tile_folder))
     assert_same(whole, parts)

@@ -5,14 +5,12 @@ It has no negatives, so it bears small batches and tiles that are alike.
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from histo.errors import InputError
-from pretrain import objective
 from pretrain.losses.barlow import barlow
 from pretrain.objective import Batch, Context, Tensors
-from pretrain.projector import projector
-from pretrain.views import view
+from pretrain.pairs import PairObjective
 
 
 @dataclass
@@ -34,29 +32,16 @@ class BarlowSettings:
             raise InputError(f"barlow.width is {self.width}, expected 2 or more numbers.")
 
 
-class Objective(objective.Objective):
+class Objective(PairObjective):
     """Two views of each tile by `view`, and the cross-correlation of their projections."""
 
     def __init__(self, context: Context) -> None:
-        self.context, self.settings = context, context.recipe.barlow
-        self.weight = self.settings.weight
-        width = self.settings.width
-        self.projector = projector([context.encoder.width, width, width, width])
-
-    def heads(self) -> dict[str, nn.Module]:
-        return {"projector": self.projector}
+        self.settings = context.recipe.barlow
+        super().__init__(context, [self.settings.width] * 3, self.settings.weight)
 
     def show(self, batch: Batch) -> Tensors:
-        recipe = self.context.recipe
+        return {name: self.view(batch.tiles, f"barlow {name} view", batch) for name in ("first", "second")}
 
-        def seen(stream: str) -> Tensor:
-            return view(batch.tiles, recipe.view, recipe.seed, stream, batch.indices, recipe.data.view_size)
-
-        return {"first": seen("barlow first view"), "second": seen("barlow second view")}
-
-    def embed(self, shown: Tensors) -> tuple[Tensors, Tensors]:
-        return self.context.pair(shown, self.projector), {}
-
-    def compare(self, embedded: Tensors) -> Tensors:
-        invariance, redundancy = barlow(embedded["first"], embedded["second"], self.settings.redundancy)
+    def between(self, first: Tensor, second: Tensor) -> Tensors:
+        invariance, redundancy = barlow(first, second, self.settings.redundancy)
         return {"invariance": invariance, "redundancy": redundancy}

@@ -243,16 +243,14 @@ class Objective(objective.Objective):
         regions = pool(pyramid, list(boxes), BOX_SIDE).mean((2, 3))
         return self.projector(regions).unflatten(0, boxes.shape[:2])
 
-    def compare(self, embedded: Tensors) -> Tensors:
-        terms = {}
+    def compare(self, embedded: Tensors) -> tuple[Tensors, Tensor]:
+        terms, nuclei = {}, []
         for domain in self.domains:
             first, second = self._valid(embedded, domain)
             terms[f"{domain}_contrast"] = nt_xent(first, second, self.settings.temperature)
             self._note(domain, first.detach(), second.detach(), len(embedded[f"{domain}_valid"]))
-        return terms
-
-    def looked_at(self, embedded: Tensors) -> Tensor:
-        return torch.cat([self._valid(embedded, domain)[0] for domain in self.domains])
+            nuclei.append(first)
+        return terms, torch.cat(nuclei)
 
     def _valid(self, embedded: Tensors, domain: str) -> tuple[Tensor, Tensor]:
         """The embeddings of nuclei, [R, D] in the first views and in the second."""

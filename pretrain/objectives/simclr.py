@@ -3,14 +3,12 @@ together, all other tiles apart."""
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from histo.errors import InputError
-from pretrain import objective
 from pretrain.losses.nt_xent import nt_xent
 from pretrain.objective import Batch, Context, Tensors
-from pretrain.projector import projector
-from pretrain.views import view
+from pretrain.pairs import PairObjective
 
 
 @dataclass
@@ -33,28 +31,15 @@ class SimCLRSettings:
             raise InputError(f"simclr.width is {self.width}, expected 1 or more numbers.")
 
 
-class Objective(objective.Objective):
+class Objective(PairObjective):
     """Two views of each tile by `view`, and NT-Xent between their projections."""
 
     def __init__(self, context: Context) -> None:
-        self.context, self.settings = context, context.recipe.simclr
-        self.weight = self.settings.weight
-        width = context.encoder.width
-        self.projector = projector([width, width, self.settings.width])
-
-    def heads(self) -> dict[str, nn.Module]:
-        return {"projector": self.projector}
+        self.settings = context.recipe.simclr
+        super().__init__(context, [context.encoder.width, self.settings.width], self.settings.weight)
 
     def show(self, batch: Batch) -> Tensors:
-        recipe = self.context.recipe
+        return {name: self.view(batch.tiles, f"simclr {name} view", batch) for name in ("first", "second")}
 
-        def seen(stream: str) -> Tensor:
-            return view(batch.tiles, recipe.view, recipe.seed, stream, batch.indices, recipe.data.view_size)
-
-        return {"first": seen("simclr first view"), "second": seen("simclr second view")}
-
-    def embed(self, shown: Tensors) -> tuple[Tensors, Tensors]:
-        return self.context.pair(shown, self.projector), {}
-
-    def compare(self, embedded: Tensors) -> Tensors:
-        return {"contrast": nt_xent(embedded["first"], embedded["second"], self.settings.temperature)}
+    def between(self, first: Tensor, second: Tensor) -> Tensors:
+        return {"contrast": nt_xent(first, second, self.settings.temperature)}

@@ -9,21 +9,19 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from histo.errors import InputError
 from histo.randomness import draws
 from histo.running.processes import summed
 from histo.stains import Status
 from histo.stains.normalisation import MethodName
-from pretrain import objective
 from pretrain.appearance import NormaliserName, gathered, look, rerendered, rows
 from pretrain.losses.margin import margin_loss
 from pretrain.losses.nt_xent import nt_xent
 from pretrain.objective import Batch, Context, Tensors
-from pretrain.projector import projector
+from pretrain.pairs import PairObjective
 from pretrain.targets import Mode, Seen, Targets
-from pretrain.views import view
 
 MIXED: tuple[MethodName, ...] = get_args(MethodName)
 
@@ -70,14 +68,12 @@ class StainInvariantSettings:
         return MIXED if self.normaliser == "mix" else (self.normaliser,)
 
 
-class Objective(objective.Objective):
+class Objective(PairObjective):
     """One view of each tile as it is and one in the colours of the step's target, and the loss between the two."""
 
     def __init__(self, context: Context) -> None:
-        recipe, self.context, self.settings = context.recipe, context, context.recipe.stain_invariant
-        self.weight = self.settings.weight
-        width = context.encoder.width
-        self.projector = projector([width, width, self.settings.width])
+        recipe, self.settings = context.recipe, context.recipe.stain_invariant
+        super().__init__(context, [context.encoder.width, self.settings.width], self.settings.weight)
         self.targets = Targets(
             self.settings.mode,
             self.settings.target,
@@ -91,18 +87,10 @@ class Objective(objective.Objective):
         self.statuses = torch.zeros(len(Status), dtype=torch.long, device=context.accelerator.device)
         self.steps = self.redrawn = 0
 
-    def heads(self) -> dict[str, nn.Module]:
-        return {"projector": self.projector}
-
     def show(self, batch: Batch) -> Tensors:
-        recipe = self.context.recipe
-
-        def seen(tiles: Tensor, stream: str) -> Tensor:
-            return view(tiles, recipe.view, recipe.seed, stream, batch.indices, recipe.data.view_size)
-
         return {
-            "first": seen(batch.tiles, "stain_invariant first view"),
-            "second": seen(self.rerender(batch), "stain_invariant second view"),
+            "first": self.view(batch.tiles, "stain_invariant first view", batch),
+            "second": self.view(self.rerender(batch), "stain_invariant second view", batch),
         }
 
     def rerender(self, batch: Batch) -> Tensor:
@@ -130,11 +118,7 @@ class Objective(objective.Objective):
             self.redrawn += chosen.redrawn
         return images
 
-    def embed(self, shown: Tensors) -> tuple[Tensors, Tensors]:
-        return self.context.pair(shown, self.projector), {}
-
-    def compare(self, embedded: Tensors) -> Tensors:
-        first, second = embedded["first"], embedded["second"]
+    def between(self, first: Tensor, second: Tensor) -> Tensors:
         if self.settings.loss == "nt_xent":
             return {"contrast": nt_xent(first, second, self.settings.temperature)}
         pull, push = margin_loss(first, second, self.settings.margin)
