@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from histo.encoders import data_sources, write_encoder
+from histo.encoders import card_beside, data_sources, write_encoder
 from pretrain.learner import Learner
+
+MADE_MASKS = ("tissue", "watershed", "layout")  # choices of data.masks that are no files of their own
 
 
 def export(learner: Learner, records: list[dict[str, Any]], folder: Path) -> Path:
@@ -19,7 +21,7 @@ def export(learner: Learner, records: list[dict[str, Any]], folder: Path) -> Pat
     recipe, pool = learner.recipe, learner.pool
     probed = [record for record in records if any(name.startswith("probe/") for name in record)]
     results = probed[-1] if probed else {}
-    data = data_sources(recipe.data.tissue)
+    data = _data(learner)
     card = {
         **learner.encoder.architecture.card,
         "in_channels": 3,
@@ -32,6 +34,7 @@ def export(learner: Learner, records: list[dict[str, Any]], folder: Path) -> Pat
         "data": data,
         "licences": "; ".join(dict.fromkeys(one["licence"] for one in data)),
         "tissue": pool.facts["tissue"],
+        **{name: text for objective in learner.objectives.values() for name, text in objective.facts().items()},
         "images_seen": learner.images,
         "seed": recipe.seed,
         "parent": learner.parent,
@@ -41,6 +44,19 @@ def export(learner: Learner, records: list[dict[str, Any]], folder: Path) -> Pat
     path = folder / "encoder.safetensors"
     write_encoder(path, learner.encoder.model, card)
     return path
+
+
+def _data(learner: Learner) -> list[dict[str, Any]]:
+    """All data whose terms the encoder bears: its tissue and masks, and those of its start and of its generator."""
+    recipe = learner.recipe
+    masks = recipe.data.masks
+    named = [recipe.data.tissue] if isinstance(recipe.data.tissue, str) else list(recipe.data.tissue)
+    named += [masks] if masks is not None and masks not in MADE_MASKS else []
+    found = data_sources(named) + learner.inherited
+    if recipe.translator is not None:
+        card = card_beside(Path(recipe.translator) / "export" / "generator.safetensors") or {}
+        found += card.get("data", [])
+    return list({str(one.get("source")): one for one in reversed(found)}.values())[::-1]
 
 
 def _without_folders(argument: str) -> str:

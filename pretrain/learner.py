@@ -41,7 +41,7 @@ class Learner:
                 f"train.accumulation is {recipe.train.accumulation}, expected a divisor of the {share_of_each} tiles "
                 "that each process takes of a batch."
             )
-        self.encoder, self.parent, self.origin = open_backbone(recipe)
+        self.encoder, self.parent, self.inherited, self.origin = open_backbone(recipe)
         torch.manual_seed(recipe.seed)  # initial weights of the heads; every later draw is keyed by image index
         device = accelerator.device
         self.encoder.to(device).to(memory_format=memory_layout(self.encoder, device))

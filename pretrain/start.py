@@ -11,10 +11,14 @@ DEFAULT = "resnet18"
 
 
 class Begun(NamedTuple):
-    """The encoder of a recipe with its initial weights; for cards `parent`, what they are, and for people `origin`."""
+    """The encoder of a recipe with its initial weights.
+
+    parent, data: what these are and were learned from, for cards; origin: the same for people.
+    """
 
     encoder: Backbone
     parent: Any
+    data: list[dict[str, Any]]
     origin: str
 
 
@@ -42,4 +46,5 @@ def open_backbone(recipe: Recipe) -> Begun:
     origin = "random weights" if source == "none" else f"the weights of {source}"
     if start.report:
         origin += f"\n{start.report}"
-    return Begun(Backbone(start.encoder, found, tuple(mean), tuple(std)), start.facts["parent"], origin)
+    backbone = Backbone(start.encoder, found, tuple(mean), tuple(std))
+    return Begun(backbone, start.facts["parent"], start.facts["data"], origin)

@@ -71,7 +71,7 @@ def objective_of(pool: Pool, batch: int, **settings: object) -> Objective:
         train=TrainSettings(batch_size=batch),
     )
     encoder = SimpleNamespace(width=4)
-    return Objective(Context(recipe, encoder, None, pool, Accelerator(mixed_precision="no")))  # type: ignore[arg-type]
+    return Objective(Context(recipe, encoder, None, None, pool, Accelerator(mixed_precision="no")))  # type: ignore[arg-type]
 
 
 def batch_of(tiles: Tensor, step: int = 0, sources: list[int] | None = None) -> Batch:

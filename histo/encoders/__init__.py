@@ -21,7 +21,16 @@ from histo.encoders.architectures import (
 )
 from histo.encoders.cards import data_sources
 from histo.encoders.exports import write_for
-from histo.encoders.files import CARD_BYTES, CARD_FORMAT, digest, load, read_card, write_card, write_encoder
+from histo.encoders.files import (
+    CARD_BYTES,
+    CARD_FORMAT,
+    card_beside,
+    digest,
+    load,
+    read_card,
+    write_card,
+    write_encoder,
+)
 from histo.encoders.hub import write_hub
 from histo.encoders.sources import Opened, Start, open_encoder, start
 
@@ -38,6 +47,7 @@ __all__ = [
     "architecture",
     "build",
     "build_pyramid",
+    "card_beside",
     "data_sources",
     "digest",
     "load",

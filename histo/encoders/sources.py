@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from histo.encoders.architectures import Architecture, architecture, build, refuse_unknown
-from histo.encoders.cards import refuse_wrong
+from histo.encoders.cards import UNKNOWN, refuse_wrong
 from histo.encoders.files import CHANNELS, architecture_of, card_beside, digest, load
 from histo.encoders.hub import CONFIG, read_hub
 from histo.encoders.layouts import match
@@ -44,7 +44,8 @@ class Start(NamedTuple):
         encoder: without classifier, in training mode.
         architecture: what rebuilds it.
         facts: mean, std, mpp and tile_size of its former training (None where unknown, or where it has none), and
-            `parent` for the card of what is trained from it.
+            `parent` and `data` (what it learned from, as `data_sources` gives it) for the card of what is trained from
+            it: its terms go on to that.
         report: as `Opened`'s.
     """
 
@@ -74,12 +75,15 @@ def start(source: str, norm: str, name: str | None = None, *, take: str | None =
             raise InputError("--encoder.source none needs an architecture; give --encoder.architecture timm:NAME.")
         wanted = architecture(name, norm, "encoder")
         facts = dict.fromkeys(("mean", "std", "mpp", "tile_size"))
-        return Start(_initial(wanted, seed), wanted, {**facts, "parent": f"random weights, seed {seed}"}, "")
+        facts |= {"parent": f"random weights, seed {seed}", "data": []}
+        return Start(_initial(wanted, seed), wanted, facts, "")
     encoder, found, card, report = open_encoder(source, name, norm, take=take, seed=seed)
     given = source if source.startswith("timm:") else Path(source).name
     parent = {"source": given, "architecture": str(found), "sha256": digest(encoder.state_dict())}
     parent |= {key: card[key] for key in ("trained_by", "objectives", "method", "images_seen") if card.get(key)}
     facts = {key: card.get(key) for key in ("mean", "std", "mpp", "tile_size")}
+    unsaid = {"source": f"of {given}", "title": None, "noncommercial": None}
+    facts["data"] = card.get("data") or [{**unsaid, "licence": card.get("weights_licence", UNKNOWN)}]
     return Start(encoder, found, {**facts, "parent": parent}, report)
 
 
