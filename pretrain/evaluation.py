@@ -14,6 +14,7 @@ from torch import Tensor
 from histo.errors import InputError
 from histo.probes import (
     PixelProbe,
+    centred,
     effective_rank,
     fit_chosen,
     folds,
@@ -93,12 +94,12 @@ def evaluate(
     result.seconds["features"] = time.perf_counter() - start
     plain, usable = features.plain, features.usable
     result.values |= {
-        "uniformity": [uniformity(plain)],
+        "uniformity": [uniformity(centred(plain, plain))],
         "spread_share": [spread(plain) * plain.shape[1] ** 0.5],
-        "effective_rank": [effective_rank(plain)],
+        "effective_rank": [effective_rank(centred(plain, plain))],
     }
     if int(usable.sum()) >= 2:
-        sensitivity = stain_sensitivity(features.stained[:, usable])
+        sensitivity = stain_sensitivity(centred(features.stained[:, usable], plain))
         result.values |= {"stain_cosine": [sensitivity.cosine], "stain_ratio": [sensitivity.ratio]}
     else:
         result.left_out["stain_cosine"] = f"{int(usable.sum())} tiles have H&E stains"
@@ -138,7 +139,8 @@ def _classify(
         for number in range(k):
             test = torch.from_numpy(fold == number)
             split["test_tiles"].append(int(test.sum()))
-            guesses = {"knn": knn(plain[~test], truth[~test], plain[test], len(classes), neighbours)}
+            known, asked = (centred(plain[rows], plain[~test]) for rows in (~test, test))
+            guesses = {"knn": knn(known, truth[~test], asked, len(classes), neighbours)}
             patients = [patient for patient, held in zip(problem.patients, test.tolist(), strict=True) if not held]
             layer = fit_chosen(plain[~test], truth[~test], len(classes), patients, seed)
             split["penalties"].append(layer.penalty)

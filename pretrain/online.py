@@ -19,6 +19,7 @@ from histo.errors import InputError
 from histo.phantom import PhantomTissue
 from histo.probes import (
     alignment,
+    centred,
     draw_stains,
     effective_rank,
     embed,
@@ -160,7 +161,8 @@ class OnlineProbe:
             views: embeddings float [N, D] of two views of the same tiles, where the caller has any, for the alignment.
 
         Returns:
-            probe/uniformity, probe/spread, probe/spread_share (of the healthy 1 / √D), probe/effective_rank,
+            probe/spread, probe/spread_share (of the healthy 1 / √D); of features less their mean (`centred`)
+            probe/uniformity, probe/effective_rank,
             probe/stain_cosine, probe/stain_ratio; with labels probe/knn_… and probe/linear_…, each accuracy,
             balanced_accuracy and macro_f1; with `views` probe/alignment. Of features that are not finite only the
             spread is told, as NaN.
@@ -170,12 +172,13 @@ class OnlineProbe:
         stained = torch.stack([self._embed(encoder, images, device) for images in self.stained])
         if not all(each.isfinite().all() for each in (*features.values(), stained)):
             return {"probe/spread": float("nan"), "probe/spread_share": float("nan")}
-        sensitivity = stain_sensitivity(stained)
+        around = features[TRAIN] if self.labelled else seen
+        sensitivity = stain_sensitivity(centred(stained, around))
         found = {
-            "uniformity": uniformity(seen),
+            "uniformity": uniformity(centred(seen, around)),
             "spread": spread(seen),
             "spread_share": spread(seen) * seen.shape[1] ** 0.5,
-            "effective_rank": effective_rank(seen),
+            "effective_rank": effective_rank(centred(seen, around)),
             "stain_cosine": sensitivity.cosine,
             "stain_ratio": sensitivity.ratio,
         }
@@ -185,7 +188,7 @@ class OnlineProbe:
             train, truth = features[TRAIN], self.truth
             count = len(self.classes)
             guesses = {
-                "knn": knn(train, truth[TRAIN], seen, count, self.settings.k),
+                "knn": knn(centred(train, train), truth[TRAIN], centred(seen, train), count, self.settings.k),
                 "linear": fit_linear(train, truth[TRAIN], count)(seen).argmax(dim=1),
             }
             for kind, guess in guesses.items():
@@ -197,7 +200,8 @@ class OnlineProbe:
         rows = np.unique(np.linspace(0, len(self.original) - 1, PANEL_ROWS).round().astype(int)).tolist()
         originals, stained = self.original[rows], self.stained[:, rows]
         columns = [originals, *stained]
-        vectors = [normalize(self._embed(encoder, images, device), dim=1) for images in columns]
+        around = self._embed(encoder, self.original, device)
+        vectors = [normalize(centred(self._embed(encoder, images, device), around), dim=1) for images in columns]
         side = originals.shape[-1]
         zoom = max(1, 128 // side)
         wide, high = side * zoom + _GAP, side * zoom + _CAPTION + _GAP

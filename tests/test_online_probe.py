@@ -96,7 +96,9 @@ def test_figures_are_those_of_the_probes(probe: OnlineProbe, encoder: nn.Module,
     encoder.eval()
     with torch.no_grad():
         features = {part: encoder((probe.images[part].float() / 255 - 0.5) / 0.5) for part in truth}
-    vote = scores(knn(features["train"], truth["train"], features["test"], len(classes)), truth["test"], len(classes))
+    around = features["train"].mean(dim=0)
+    votes = knn(features["train"] - around, truth["train"], features["test"] - around, len(classes))
+    vote = scores(votes, truth["test"], len(classes))
     layer = fit_linear(features["train"], truth["train"], len(classes))
     read = scores(layer(features["test"]).argmax(1), truth["test"], len(classes))
     for name in ("accuracy", "balanced_accuracy", "macro_f1"):

@@ -15,7 +15,7 @@ Features are float [N, D], classes int64 [N] from 0.
 
 from histo.probes.classification import scores
 from histo.probes.embedding import embed, fitted, frozen
-from histo.probes.geometry import alignment, effective_rank, spread, uniformity
+from histo.probes.geometry import alignment, centred, effective_rank, spread, uniformity
 from histo.probes.linear import Linear, choose_penalty, fit_chosen, fit_linear
 from histo.probes.neighbours import knn
 from histo.probes.pixels import PixelProbe, pyramid_of
@@ -35,6 +35,7 @@ __all__ = [
     "Restained",
     "Sensitivity",
     "alignment",
+    "centred",
     "choose_penalty",
     "draw_stains",
     "effective_rank",

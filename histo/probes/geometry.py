@@ -12,6 +12,15 @@ from histo.errors import InputError
 _BLOCK = 1024
 
 
+def centred(embeddings: Tensor, around: Tensor) -> Tensor:
+    """Embeddings [..., D] less the mean of others, [N, D].
+
+    Features after a ReLU are positive and share most of their length: without this, cosines between any two tiles are
+    near 1 and tell little. What is learned of centred embeddings must be asked of such.
+    """
+    return embeddings - around.mean(dim=0)
+
+
 def alignment(one: Tensor, other: Tensor) -> float:
     """Mean squared distance between the embeddings of two views of each tile, 0 to 4; lower is more invariant.
 
