@@ -31,7 +31,7 @@ class Backbone(nn.Module):
         self.model, self.architecture, self.mean, self.std = model, architecture, tuple(mean), tuple(std)
         self.register_buffer("shift", torch.tensor(mean).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("scale", 1 / (torch.tensor(std).view(1, 3, 1, 1) * 255), persistent=False)
-        self.width = int(model.num_features)  # type: ignore[arg-type]
+        self.width = int(model.num_features)  # type: ignore[arg-type]  # of most models; see pretrain/start.py
         stages = list(getattr(model, "feature_info", []))
         strides = [stage["reduction"] for stage in stages]
         self.levels = [strides.index(stride) for stride in STRIDES if strides.count(stride) == 1]

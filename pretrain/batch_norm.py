@@ -109,3 +109,18 @@ def unremembered(networks: list[nn.Module]) -> Iterator[None]:
     finally:
         for norm in norms:
             norm.track_running_stats = True
+
+
+@contextmanager
+def kept_statistics(networks: list[nn.Module]) -> Iterator[None]:
+    """Running statistics are afterwards what they were: values computed again for a backward pass do not count twice.
+
+    `unremembered` will not do there, since gradient checkpointing wants what it saved the first time.
+    """
+    kept = [(buffer, buffer.clone()) for network in networks for buffer in network.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in kept:
+                buffer.copy_(value)

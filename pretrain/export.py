@@ -41,6 +41,9 @@ def export(learner: Learner, records: list[dict[str, Any]], folder: Path) -> Pat
         "probe": {name.partition("/")[2]: value for name, value in results.items() if name.startswith("probe/")},
         "command": shlex.join(["python", *map(_without_folders, sys.argv)]),
     }
+    facts = [objective.facts() for objective in learner.objectives.values()]
+    if masks := [found["masks"] for found in facts if "masks" in found]:
+        card["masks"] = _without_folders("; ".join(masks))  # they may be labels
     path = folder / "encoder.safetensors"
     write_encoder(path, learner.encoder.model, card)
     return path

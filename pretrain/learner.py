@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from timm.optim import Lars, param_groups_weight_decay
+from timm.optim import Lars
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,7 +15,7 @@ from histo.running.checkpoints import Checkpoint, optimizer_tensors, restore_opt
 from histo.running.processes import average_gradients, together
 from histo.running.updates import weighted_sum
 from pretrain.backbone import memory_layout
-from pretrain.batch_norm import share, unremembered
+from pretrain.batch_norm import kept_statistics, share, unremembered
 from pretrain.objective import Batch, Context, Objective, Tensors
 from pretrain.objectives import open_objectives
 from pretrain.pool import Pool
@@ -46,7 +46,7 @@ class Learner:
         device = accelerator.device
         self.encoder.to(device).to(memory_format=memory_layout(self.encoder, device))
         if self.train.checkpointing:
-            self.encoder.model.set_grad_checkpointing(True)  # type: ignore[operator]
+            self._recompute()
         share(self.encoder)
         seen = torch.compile(self.encoder) if self.train.compile else self.encoder
         maps = torch.compile(self.encoder.maps) if self.train.compile else self.encoder.maps
@@ -122,7 +122,8 @@ class Learner:
                 with together():
                     loss = objective.weight * weighted_sum(own, self._weights(objective, own)) / len(parts)
             roots = [embedded[key] for key in learned] + ([loss] if own else [])
-            torch.autograd.backward(roots, [gradients[key][rows] for key in learned] + ([None] if own else []))
+            with kept_statistics(list(self.networks.values()) if self.train.checkpointing else []):
+                torch.autograd.backward(roots, [gradients[key][rows] for key in learned] + ([None] if own else []))
             for key, value in own.items():
                 alone.setdefault(key, []).append(value.detach())
         terms = {key: value.detach() for key, value in terms.items()}
@@ -168,13 +169,26 @@ class Learner:
             values |= {f"{name}/{key}": value for key, value in objective.scalars().items()}
         return values
 
+    def _recompute(self) -> None:
+        """Compute inner values of the encoder again for the backward pass."""
+        try:
+            self.encoder.model.set_grad_checkpointing(True)  # type: ignore[operator]
+        except (AssertionError, AttributeError) as error:
+            raise InputError(
+                f"{self.encoder.architecture} cannot compute its inner values again; leave --train.checkpointing out, "
+                "or choose another encoder."
+            ) from error
+
     def _optimizer(self) -> torch.optim.Optimizer:
-        groups = [
-            group
-            for network in self.networks.values()
-            for group in param_groups_weight_decay(network, self.train.decay)
-            if group["params"]
-        ]
+        groups: list[dict[str, Any]] = []
+        for network in self.networks.values():
+            named = [(name, value) for name, value in network.named_parameters() if value.requires_grad]
+            bare = {name for name, value in named if value.ndim <= 1 or name.endswith(".bias")}
+            for kind, decay in ((True, 0.0), (False, self.train.decay)):
+                # timm's LARS adapts only what decays: without a word, weight decay 0 would make it plain SGD.
+                group = [value for name, value in named if (name in bare) is kind]
+                groups.append({"params": group, "weight_decay": decay, "always_adapt": not kind})
+        groups = [group for group in groups if group["params"]]
         if self.train.optimizer == "lars":
             return Lars(groups, lr=self.train.peak_rate, momentum=self.train.momentum)
         return torch.optim.AdamW(groups, lr=self.train.peak_rate, betas=(self.train.momentum, 0.999), fused=True)

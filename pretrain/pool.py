@@ -29,8 +29,9 @@ class DataSettings:
     balance: Literal["sources", "tiles"] = "sources"
     """sources: each source is shown equally often, however many tiles it has; tiles: each tile is"""
     masks: str | None = None
-    """nuclei for objective instance. tissue: the masks that the tissue's own tiles bring; watershed: made of the
-    tissue; and for the generator alone layout: drawn from data.layout, or a folder of instance maps"""
+    """nuclei for objective instance. tissue: the masks that the tissue's own tiles bring, which are labels where people
+    drew them; watershed: made of the tissue; and for the generator alone layout: drawn from data.layout, or a folder of
+    instance maps"""
     layout: LayoutSettings = field(default_factory=LayoutSettings)
     """what masks: layout draws; `nucleate layout fit` writes it; left as it is: the data.layout of the translator"""
     mpp: float | None = None

@@ -2,8 +2,11 @@
 
 from typing import Any, NamedTuple
 
+import torch
+
 from histo import encoders
 from histo.errors import InputError
+from histo.probes import frozen
 from pretrain.backbone import MEAN, STD, Backbone
 from pretrain.recipe import Recipe
 
@@ -26,7 +29,8 @@ def open_backbone(recipe: Recipe) -> Begun:
     """The encoder of a recipe with its initial weights.
 
     Raises:
-        InputError: an unknown architecture, a source that is none, or one of another architecture than asked for.
+        InputError: an unknown architecture, one that takes no views of this size, a source that is none, or one of
+            another architecture than asked for.
     """
     settings = recipe.encoder
     source = settings.source or recipe.translator or "none"
@@ -35,8 +39,7 @@ def open_backbone(recipe: Recipe) -> Begun:
     found = start.architecture
     if found.library != "timm":
         raise InputError(
-            f"{source} is an encoder of {found.library}, expected one of timm, whose features are pooled; start from "
-            "another."
+            f"{found} is an encoder of {found.library}, expected one of timm, whose features are pooled; name another."
         )
     if settings.norm and found.arguments != encoders.architecture(found.name, settings.norm, "encoder").arguments:
         raise InputError(
@@ -46,5 +49,28 @@ def open_backbone(recipe: Recipe) -> Begun:
     origin = "random weights" if source == "none" else f"the weights of {source}"
     if start.report:
         origin += f"\n{start.report}"
-    backbone = Backbone(start.encoder, found, tuple(mean), tuple(std))
-    return Begun(backbone, start.facts["parent"], start.facts["data"], origin)
+    encoder = Backbone(start.encoder, found, tuple(mean), tuple(std))
+    encoder.width = _width(encoder, recipe.data.view_size)
+    return Begun(encoder, start.facts["parent"], start.facts["data"], origin)
+
+
+def _width(encoder: Backbone, side: int) -> int:
+    """Features of a view; timm's `num_features` is another number where a model widens them after pooling.
+
+    Raises:
+        InputError: the encoder takes no views of this size.
+    """
+    try:
+        with frozen(encoder):
+            shape = list(encoder(torch.zeros(1, 3, side, side)).shape)
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:  # timm's models refuse sizes each their way
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:160]
+        raise InputError(
+            f"{encoder.architecture} cannot take views of {side} px ({reason}); change --data.view_size, or choose "
+            "another encoder."
+        ) from error
+    if len(shape) != 2:
+        raise InputError(
+            f"{encoder.architecture} gives features of shape {shape}, expected one vector a view; choose another."
+        )
+    return int(shape[1])

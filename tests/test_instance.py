@@ -1,5 +1,6 @@
 """Objective instance: what it shows, its losses against slow versions, resuming, and what it refuses."""
 
+import json
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import asdict
@@ -20,6 +21,7 @@ from histo.masks import write_instances
 from histo.phantom import PhantomTissue
 from histo.running.settings import read_settings
 from histo.tiles.tables import write_folder
+from pretrain.export import export
 from pretrain.learner import Learner
 from pretrain.losses.nt_xent import nt_xent
 from pretrain.objective import Batch
@@ -158,6 +160,14 @@ def test_contrast_is_nt_xent_over_valid_nuclei(tile_folder: Path) -> None:
     scalars = own(learner).scalars()
     assert scalars["real_nuclei"] == pytest.approx(len(views) / 3)
     assert scalars["real_same"] == pytest.approx(float(torch.stack([a @ b for a, b in views]).mean()), abs=1e-5)
+
+
+def test_the_card_says_what_masks_it_learned_from(tile_folder: Path, toy_run: Path, tmp_path: Path) -> None:
+    learner, _ = learner_of(recipe_for(tile_folder, toy_run))
+    path = export(learner, [], tmp_path)
+    masks = json.loads(path.with_suffix(".json").read_text())["masks"]
+    assert masks == own(learner).origin
+    assert f"| masks | {masks} |" in path.with_suffix(".md").read_text()
 
 
 def test_no_pair_is_no_loss() -> None:

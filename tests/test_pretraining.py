@@ -9,14 +9,21 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
+from torch.utils.data import default_collate
 
 from histo.encoders import load
 from histo.errors import InputError
 from histo.running import checkpoints
 from histo.running.tracking import read_log
 from pretrain.export import _without_folders
+from pretrain.learner import Learner
+from pretrain.objective import Batch
 from pretrain.objectives import simclr
+from pretrain.pool import DataSettings, PooledCrops, open_pool
+from pretrain.recipe import EncoderSettings, Recipe, TrainSettings
+from pretrain.start import open_backbone
 from pretrain.train import main
 from tests.launching import ENVIRONMENT, ROOT, wait_for
 
@@ -170,6 +177,10 @@ def test_a_non_finite_loss_stops_with_its_name(
         (["--translator", "/nowhere"], "/nowhere"),
         (["--simclr.temperature", "0"], "simclr.temperature is 0.0, expected a finite number above 0"),
         (["--train.learning_rate", "1000"], "train.learning_rate is 1000"),
+        (["--encoder.architecture", "vit_tiny_patch16_224"], "timm:vit_tiny_patch16_224 cannot take views of 32 px"),
+        (["--encoder.architecture", "convnext_tiny", "--encoder.norm", "group"], "'convnext_tiny' cannot be"),
+        (["--encoder.architecture", "smp:resnet18"], "smp:resnet18 is an encoder of smp, expected one of timm"),
+        (["--encoder.architecture", "dla46_c", "--train.checkpointing", "true"], "--train.checkpointing"),
     ],
 )
 def test_mistakes_get_one_sentence(arguments: list[str], tmp_path: Path, wrong: list[str], sentence: str) -> None:
@@ -178,6 +189,53 @@ def test_mistakes_get_one_sentence(arguments: list[str], tmp_path: Path, wrong: 
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run" / "checkpoints" / "000000000032").exists()
+
+
+def learner_of(tile_folder: Path, **changed: object) -> Learner:
+    recipe = Recipe(
+        data=DataSettings(tissue=str(tile_folder), tile_size=48, view_size=32, workers=0),
+        encoder=EncoderSettings("test_resnet"),
+        train=TrainSettings(batch_size=4, images=16, precision="fp32", optimizer="lars"),
+    )
+    for name, value in changed.items():
+        group, _, own = name.partition("_")
+        setattr(getattr(recipe, group), own, value)
+    return Learner(recipe, open_pool(recipe.data, recipe.seed, 4), Accelerator(mixed_precision="no"))
+
+
+@pytest.mark.parametrize("decay", [0.0, 1e-6])
+def test_lars_adapts_weights_whatever_their_decay(decay: float, tile_folder: Path) -> None:
+    """However large a gradient is, weights move by a share of their norm; biases and norms by the gradient."""
+    moved = {}
+    for size in (1.0, 10.0):
+        learner = learner_of(tile_folder, train_weight_decay=decay)
+        named = dict(learner.encoder.model.named_parameters())
+        before = {name: value.detach().clone() for name, value in named.items()}
+        for value in named.values():
+            value.grad = torch.full_like(value, size)
+        learner.optimizer.step()
+        moved[size] = {name: float((value - before[name]).norm()) for name, value in named.items()}
+    assert moved[10.0]["conv1.0.weight"] == pytest.approx(moved[1.0]["conv1.0.weight"], rel=1e-3)
+    assert moved[10.0]["bn1.weight"] == pytest.approx(10 * moved[1.0]["bn1.weight"], rel=1e-3)
+
+
+def test_checkpointing_leaves_statistics_of_batch_norm_as_they_would_be(tile_folder: Path) -> None:
+    states = []
+    for checkpointing in (False, True):
+        learner = learner_of(tile_folder, train_checkpointing=checkpointing)
+        crops = PooledCrops(learner.pool, learner.recipe.data, 0)
+        learner.step(Batch.of(default_collate([crops[index] for index in range(4)]), torch.device("cpu")))
+        states.append(learner.encoder.model.state_dict())
+    assert states[1].keys() == states[0].keys()
+    assert all(torch.allclose(states[0][name], states[1][name], atol=1e-6) for name in states[0])
+
+
+def test_the_width_of_features_is_what_the_encoder_gives() -> None:
+    """These widen their features after pooling, which timm's `num_features` does not tell."""
+    recipe = Recipe(encoder=EncoderSettings("mobilenetv3_small_050"), data=DataSettings(view_size=32))
+    encoder = open_backbone(recipe).encoder
+    assert encoder.model.num_features != encoder.width
+    assert encoder.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, encoder.width)
 
 
 def test_a_source_without_tiles_to_learn_from_is_named(

@@ -121,7 +121,7 @@ def build(wanted: Architecture, setting: str = "segmenter") -> nn.Module:
     refuse_unknown(wanted.name)
     try:
         return timm.create_model(wanted.name, pretrained=False, num_classes=0, **wanted.arguments)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (AssertionError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(
             f"{wanted.name!r} cannot be built with {wanted.arguments or 'its own layers'} ({error}): "
             f"use --{setting}.norm own, or another encoder."

@@ -6,6 +6,7 @@ Lightning's keep a class of callback and a dictionary type of theirs. Here a sta
 It does nothing and imports nothing, so the tensors beside it can be read and what it stood for is lost.
 """
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -75,7 +76,9 @@ def _torch(path: Path) -> tuple[Any, list[str]]:
     if len(foreign) > MOST_NAMES:
         raise InputError(f"{path} names {len(foreign)} functions and classes; save its state_dict() alone.")
     try:
-        with torch.serialization.safe_globals([_Nothing, *((_stand_in(name), name) for name in foreign)]):
+        allowed = torch.serialization.safe_globals([_Nothing, *((_stand_in(name), name) for name in foreign)])
+        with allowed, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of protocols of pickle that its reader may not know: it says so itself
             return torch.load(path, map_location="cpu", weights_only=True), foreign
     except Exception as error:  # torch.load has no kind of its own for a damaged file
         raise InputError(
@@ -133,5 +136,7 @@ def _is_plain(value: object) -> bool:
 
 def _reason(error: Exception) -> str:
     """What torch's reader says, without its advice to read the file unsafely."""
-    said = str(error).rpartition("WeightsUnpickler error:")[2].strip().partition("\n")[0]
-    return said.partition(" Please ")[0].rstrip(".")[:200] or type(error).__name__
+    said = str(error).rpartition("WeightsUnpickler error:")[2].strip()
+    if said.startswith("Weights only load failed"):  # of modules that are never let in, the reason stands behind advice
+        said = said.partition("\n")[2].strip()
+    return said.partition("\n")[0].partition(" Please ")[0].rstrip(".")[:200] or type(error).__name__
