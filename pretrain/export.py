@@ -12,11 +12,12 @@ from pretrain.learner import Learner
 MADE_MASKS = ("tissue", "watershed", "layout")  # choices of data.masks that are no files of their own
 
 
-def export(learner: Learner, records: list[dict[str, Any]], folder: Path) -> Path:
+def export(learner: Learner, records: list[dict[str, Any]], basis: str | None, folder: Path) -> Path:
     """Write the encoder to FOLDER/encoder.safetensors with its cards; returns that path.
 
     Args:
         records: of the run's log, whose last probe results the cards repeat.
+        basis: what these rest on; None where there was no probe.
     """
     recipe, pool = learner.recipe, learner.pool
     probed = [record for record in records if any(name.startswith("probe/") for name in record)]
@@ -26,7 +27,8 @@ def export(learner: Learner, records: list[dict[str, Any]], folder: Path) -> Pat
         **learner.encoder.architecture.card,
         "in_channels": 3,
         "tile_size": recipe.data.view_size,
-        "mpp": pool.mpp,
+        "mpp": None if pool.mpp is None else round(pool.mpp * recipe.data.tile_size / recipe.data.view_size, 4),
+        "mpp_of_views": learner.scales,
         "mean": list(learner.encoder.mean),
         "std": list(learner.encoder.std),
         "trained_by": "nucleate pretrain/train.py",
@@ -34,16 +36,15 @@ def export(learner: Learner, records: list[dict[str, Any]], folder: Path) -> Pat
         "data": data,
         "licences": "; ".join(dict.fromkeys(one["licence"] for one in data)),
         "tissue": pool.facts["tissue"],
-        **{name: text for objective in learner.objectives.values() for name, text in objective.facts().items()},
         "images_seen": learner.images,
         "seed": recipe.seed,
         "parent": learner.parent,
         "probe": {name.partition("/")[2]: value for name, value in results.items() if name.startswith("probe/")},
+        "probe_basis": None if basis is None else _without_folders(basis),
         "command": shlex.join(["python", *map(_without_folders, sys.argv)]),
     }
-    facts = [objective.facts() for objective in learner.objectives.values()]
-    if masks := [found["masks"] for found in facts if "masks" in found]:
-        card["masks"] = _without_folders("; ".join(masks))  # they may be labels
+    for objective in learner.objectives.values():  # masks may be labels
+        card |= {name: _without_folders(text) for name, text in objective.facts().items()}
     path = folder / "encoder.safetensors"
     write_encoder(path, learner.encoder.model, card)
     return path

@@ -154,6 +154,15 @@ class Learner:
         first = F.normalize(embedded.detach(), dim=1)
         self.spreads[f"embedding/{name}_spread"] = float(first.std(dim=0).mean() * first.shape[1] ** 0.5)
 
+    @property
+    def scales(self) -> list[float] | None:
+        """µm/px of the smallest and of the largest part of a tile that a view shows; None where the pool has none."""
+        data, mpp = self.recipe.data, self.pool.mpp
+        if mpp is None:
+            return None
+        largest = mpp * data.tile_size / data.view_size
+        return [round(largest * self.recipe.view.smallest_area**0.5, 4), round(largest, 4)]
+
     def rate(self) -> float:
         """The learning rate now: a line up over the warm-up, then a cosine down to 0."""
         done = (self.images + self.train.batch_size) / self.train.images
@@ -183,7 +192,8 @@ class Learner:
         groups: list[dict[str, Any]] = []
         for network in self.networks.values():
             named = [(name, value) for name, value in network.named_parameters() if value.requires_grad]
-            bare = {name for name, value in named if value.ndim <= 1 or name.endswith(".bias")}
+            spared: set[str] = getattr(network, "no_weight_decay", set)()  # by timm: position embeddings
+            bare = {name for name, value in named if value.ndim <= 1 or name.endswith(".bias") or name in spared}
             for kind, decay in ((True, 0.0), (False, self.train.decay)):
                 # timm's LARS adapts only what decays: without a word, weight decay 0 would make it plain SGD.
                 group = [value for name, value in named if (name in bare) is kind]

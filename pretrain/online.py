@@ -145,7 +145,7 @@ class OnlineProbe:
         if int(stained.usable.sum()) < 2:
             raise InputError(
                 f"{int(stained.usable.sum())} of the probe's {len(some)} tiles has H&E stains, expected 2 or more to "
-                "restain; give --probe.labelled other tiles."
+                "restain; give other tiles by --probe.labelled, or set --probe.every 0."
             )
         self.original = self.images[self.looked_at][some][stained.usable]
         self.stained = stained.images[:, stained.usable]

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import default_collate
@@ -75,7 +76,12 @@ def similarities(cosines: Tensor, first: NDArray[np.uint8], second: NDArray[np.u
             value = values[row, column]
             fade = np.array([1 - max(0.0, -value), 1 - abs(value), 1 - max(0.0, value)])
             page[place, (column + 1) * CELL : (column + 2) * CELL] = np.rint(255 * fade).astype(np.uint8)
-    return page
+    picture = Image.fromarray(page)
+    pen = ImageDraw.Draw(picture)
+    for row in range(count):
+        for column in range(count):
+            pen.text(((column + 1) * CELL + 8, (row + 1) * CELL + 18), f"{values[row, column]:.2f}", fill="black")
+    return np.asarray(picture)
 
 
 def _levels(images: Tensor) -> NDArray[np.uint8]:

@@ -112,10 +112,14 @@ def open_pool(settings: DataSettings, seed: int, batch: int) -> Pool:
         )
     if settings.balance == "sources" and len(tissue.sizes) > 1:
         tissue.weights = [1.0] * len(tissue.sizes)
+    turns = f"{len(names)}, " + ("in even turns" if tissue.weights else "by their number of tiles")
+    smallest = min(tissue.sizes)
+    if tissue.weights and smallest * len(tissue.sizes) < batch:
+        turns += f"; the smallest has {smallest}, so a batch shows some of its tiles several times"
     held_out = tissue.holdout
     facts = {
         "tissue": tiles.describe(),
-        "sources": f"{len(names)}, " + ("in even turns" if tissue.weights else "by their number of tiles"),
+        "sources": turns,
         "held out": held_out.describe() if len(held_out) else "none",
     }
     if bad:

@@ -40,7 +40,8 @@ class TrainSettings:
     batch_size: int = 256
     """tiles a step, over all processes; each is compared with all others"""
     accumulation: int = 1
-    """parts of a batch that follow each other through the encoder, to save memory; all are compared all the same"""
+    """parts of a batch that follow each other through the encoder, to save memory; all are compared all the same, but
+    an encoder's batch norm sees each part by itself"""
     checkpointing: bool = False
     """compute inner values again for the backward pass instead of keeping them: less memory, more time"""
     optimizer: Literal["lars", "adamw"] = "lars"
@@ -144,6 +145,10 @@ class Recipe:
     run: RunSettings = field(default_factory=RunSettings)
     seed: int = 0
     """seed of everything random; the same seed on the same machine gives the same run"""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"seed is {self.seed}, expected a whole number from 0 to 2^63 - 1.")
 
     @property
     def objectives(self) -> list[str]:

@@ -103,7 +103,7 @@ def train(recipe: Recipe, run: RunFolder, accelerator: Accelerator, scratch: Pat
         panels = Panels(crops, learner)
         watch = Alarm(rule_of, read_log(run.path) if first else [])
         if first:
-            print(_facts(recipe, run, pool, learner, checkpoint), flush=True)
+            print(_facts(recipe, run, learner, probe, checkpoint), flush=True)
             for sentence in damaged:
                 tracker.warn(learner.images, sentence)
             if learner.images == 0:
@@ -165,8 +165,9 @@ def train(recipe: Recipe, run: RunFolder, accelerator: Accelerator, scratch: Pat
             )
         return
     if first:
-        found = export(learner, read_log(run.path), run.export)
-        report = write_report(run, learner, probe.basis if probe is not None else None)
+        basis = None if probe is None else probe.basis
+        found = export(learner, read_log(run.path), basis, run.export)
+        report = write_report(run, learner, basis)
         tracker.close()
         for path, reason in pool.skipped:
             print(f"skipped {path}: {reason}")
@@ -193,12 +194,14 @@ def _probe(probe: OnlineProbe, learner: Learner, tracker: Tracker, watch: Alarm)
         tracker.warn(learner.images, sentence)
 
 
-def _facts(recipe: Recipe, run: RunFolder, pool: Pool, learner: Learner, checkpoint: Checkpoint | None) -> str:
+def _facts(
+    recipe: Recipe, run: RunFolder, learner: Learner, probe: OnlineProbe | None, checkpoint: Checkpoint | None
+) -> str:
     """The block of facts before the first step."""
     sizes = {name: sum(p.numel() for p in network.parameters()) for name, network in learner.networks.items()}
     accelerator, train = learner.accelerator, recipe.train
     facts = {
-        **pool.facts,
+        **learner.pool.facts,
         **{name: fact for objective in learner.objectives.values() for name, fact in objective.facts().items()},
         "tiles": f"{recipe.data.tile_size}² px, seen at {recipe.data.view_size}²",
         "objective": " + ".join(recipe.objectives),
@@ -207,6 +210,7 @@ def _facts(recipe: Recipe, run: RunFolder, pool: Pool, learner: Learner, checkpo
         "device": f"{accelerator.device.type}, {train.precision}, {accelerator.num_processes} process(es)",
         "batch": f"{train.batch_size} over all processes, {train.optimizer} at {train.peak_rate:g} at most",
         "length": f"{train.images} images",
+        "probe": "none, as probe.every is 0" if probe is None else f"every {recipe.probe.every} images: {probe.basis}",
         "seed": str(recipe.seed),
         "run folder": f"{run.path}   (tensorboard --logdir {run.path})",
     }

@@ -12,6 +12,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -136,9 +137,10 @@ def _probed(encoder: Path, labelled: Labelled, path: Path) -> dict[str, Any]:
     digest = hashlib.sha256(encoder.read_bytes()).hexdigest()
     about = {"encoder_sha256": digest, "patches": len(labelled.tiles)}
     if path.is_file():
-        known = json.loads(path.read_text())
-        if known.items() >= about.items():
-            return known
+        with suppress(ValueError, AttributeError):  # a damaged one is made again
+            known = json.loads(path.read_text())
+            if known.items() >= about.items():
+                return known
     features = {split: labelled.features(encoder, split) for split in SPLITS}
     truth = {split: labelled.truth[labelled.positions[split]] for split in SPLITS}
     layers = [fit_linear(features["train"], truth["train"], 2, penalty) for penalty in PENALTIES]

@@ -43,6 +43,9 @@ def main(out: Path, objective: str, encoder: str, parts: int, tissue: list[str])
         ),
     )
     wanted.barlow.width = 32
+    if objective == "instance":
+        wanted.data.masks, wanted.instance.generated = "tissue", 0.0
+        wanted.instance.pyramid_width, wanted.instance.nuclei = 64, 4
     if objective == "stain_invariant":
         wanted.stain_invariant.mode = "center" if len(tissue) > 1 else "batch"
         wanted.stain_invariant.normaliser = "mix"
@@ -59,9 +62,11 @@ def main(out: Path, objective: str, encoder: str, parts: int, tissue: list[str])
             gradients.update({f"gradient/{k}": p.grad.clone() for k, p in parameters(learner) if p.grad is not None})
 
     learning.average_gradients = recorded
+    more = [items for one in learner.objectives.values() if (items := one.items()) is not None]
+    crops = PooledCrops(pool, wanted.data, wanted.seed, more)
     clock = ImageClock(0, STEPS * BATCH, BATCH, processes.process_index, processes.num_processes)
     shown, colours = [], []
-    for items in loader(PooledCrops(pool, wanted.data, wanted.seed), clock, 0, out.parent):
+    for items in loader(crops, clock, 0, out.parent):
         shown += items["index"].tolist()
         batch = Batch.of(items, processes.device)
         if objective == "stain_invariant":

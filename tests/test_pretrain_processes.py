@@ -44,7 +44,7 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", ["simclr", "barlow", "stain_invariant"])
+@pytest.mark.parametrize("objective", ["simclr", "barlow", "stain_invariant", "instance"])
 def test_two_processes_match_one(objective: str, tile_folder: Path, other_folder: Path, tmp_path: Path) -> None:
     arguments = (objective, NORMS, "1", str(tile_folder), str(other_folder))
     one = steps(ALONE, tmp_path / "one.safetensors", *arguments)

@@ -107,7 +107,8 @@ def test_a_stopped_run_resumes_bit_for_bit(
 
 def test_the_run_folder_holds_what_users_load(finished: Path) -> None:
     model, card = load(finished / "export" / "encoder.safetensors")
-    assert (card["objectives"], card["images_seen"], card["mpp"]) == (["simclr"], 160, pytest.approx(0.5))
+    assert (card["objectives"], card["images_seen"], card["mpp"]) == (["simclr"], 160, pytest.approx(0.75))
+    assert card["mpp_of_views"] == [pytest.approx(0.75 * 0.2**0.5, abs=1e-4), 0.75]
     assert card["mean"] == card["std"] == [0.5] * 3
     assert card["probe"].keys() >= {"stain_cosine", "effective_rank"}
     trained = load_file(finished / "checkpoints" / "000000000160" / "encoder.safetensors")

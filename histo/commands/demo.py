@@ -69,9 +69,9 @@ def run_demo(folder: Path, checkout: Path) -> int:
         command = [python, script, "--config", config, *taken, "--run.dir", str(folder / stage.folder)]
         print(f"$ {shlex.join(command)}", flush=True)
         code = _run(command)
-        if not report.is_file():
+        if code or not report.is_file():
             print(
-                f"\nThe demo ended before its report {report} (exit code {code}); the same command continues it.",
+                f"\nThe demo ended at {report} (exit code {code}); the same command continues it.",
                 file=sys.stderr,
             )
             return code or 1

@@ -115,6 +115,7 @@ def markdown(card: Mapping[str, Any], file: str) -> str:
                 "scaling": f"levels / 255, then minus mean {mean}, over std {std}",
                 "tile side, pixels": card.get("tile_size"),
                 "µm/px": card.get("mpp"),
+                **({"µm/px of views": card["mpp_of_views"]} if card.get("mpp_of_views") else {}),
             }
         ),
         "## Training",
@@ -129,6 +130,7 @@ def markdown(card: Mapping[str, Any], file: str) -> str:
         ),
         "## Probes",
         _table(dict(_figures(card))) or "None was run: how good its features are is not known.",
+        *([f"They rest on {card['probe_basis']}."] if card.get("probe_basis") else []),
         "## Intended use",
         "Features of H&E tiles for research: a starting point for classifiers, segmenters and retrieval that are "
         "validated on their own data. It is no medical device and not meant for diagnosis.",
