@@ -35,6 +35,7 @@ from histo.probes import (
 )
 from histo.randomness import draws
 from histo.tiles import Tile, TileEntry, Tiles, open_tiles
+from pretrain.views import ViewSettings, view
 
 TRAIN, TEST = "train", "test"
 DRAWN_FOLDS = 4  # one of them is the test part where a set has no splits
@@ -158,7 +159,7 @@ class OnlineProbe:
         Args:
             encoder: maps float [N, 3, H, W], scaled by mean and std, to features [N, D].
             device: of the encoder.
-            views: embeddings float [N, D] of two views of the same tiles, where the caller has any, for the alignment.
+            views: features float [N, D] of two views of the same tiles (`views`), for the alignment; None: none.
 
         Returns:
             probe/spread, probe/spread_share (of the healthy 1 / √D); of features less their mean (`centred`)
@@ -183,7 +184,7 @@ class OnlineProbe:
             "stain_ratio": sensitivity.ratio,
         }
         if views is not None:
-            found["alignment"] = alignment(*views)
+            found["alignment"] = alignment(*(centred(each, around) for each in views))
         if self.labelled:
             train, truth = features[TRAIN], self.truth
             count = len(self.classes)
@@ -194,6 +195,18 @@ class OnlineProbe:
             for kind, guess in guesses.items():
                 found |= {f"{kind}_{name}": value for name, value in scores(guess, truth[TEST], count).items()}
         return {f"probe/{name}": value for name, value in found.items()}
+
+    def views(
+        self, encoder: nn.Module, device: torch.device | str, settings: ViewSettings, seed: int
+    ) -> tuple[Tensor, Tensor]:
+        """Features of two views of some tiles, float [N, D] each, for `measure`."""
+        images = self.original.to(device)
+        indices = list(range(len(images)))
+        one, other = (
+            self._embed(encoder, view(images, settings, seed, f"probe {name} view", indices).round().byte(), device)
+            for name in ("first", "second")
+        )
+        return one, other
 
     def panel(self, encoder: nn.Module, device: torch.device | str) -> NDArray[np.uint8]:
         """Some tiles as they are and in every stain, with the cosine similarity to the first: uint8 [H, W, 3]."""

@@ -185,7 +185,8 @@ def _probe(probe: OnlineProbe, learner: Learner, tracker: Tracker, watch: Alarm)
     """Measure the encoder, log it, and show tiles in several stains and their embeddings."""
     encoder, device = learner.encoder.model, learner.accelerator.device
     with learner.accelerator.autocast():
-        values = probe.measure(encoder, device)
+        recipe = learner.recipe
+        values = probe.measure(encoder, device, probe.views(encoder, device, recipe.view, recipe.seed))
         tracker.picture(learner.images, "stain_sensitivity", probe.panel(encoder, device))
         vectors, names, thumbnails = probe.projection(encoder, device)
     tracker.scalars(learner.images, values)

@@ -18,6 +18,7 @@ from histo.probes import fit_linear, knn, scores
 from histo.tiles import open_tiles
 from histo.tiles.tables import write_folder
 from pretrain.online import OnlineProbe, ProbeSettings
+from pretrain.views import ViewSettings
 
 HALF = (0.5,) * 3
 WITH_LABELS = {f"{kind}_{name}" for kind in ("knn", "linear") for name in ("accuracy", "balanced_accuracy", "macro_f1")}
@@ -109,8 +110,13 @@ def test_figures_are_those_of_the_probes(probe: OnlineProbe, encoder: nn.Module,
 
 
 def test_views_give_an_alignment(probe: OnlineProbe, encoder: nn.Module) -> None:
-    one = torch.eye(3)
-    assert probe.measure(encoder, "cpu", (one, one.roll(1, 0)))["probe/alignment"] == pytest.approx(2)
+    one, other = probe.views(encoder, "cpu", ViewSettings(), 0)
+    assert one.shape == other.shape == (len(probe.original), one.shape[1])
+    apart = probe.measure(encoder, "cpu", (one, other))["probe/alignment"]
+    still = ViewSettings(smallest_area=1, stretch=1, turn=False, jitter=0, grey=0, blur=0)
+    alike = probe.views(encoder, "cpu", still, 0)
+    assert probe.measure(encoder, "cpu", alike)["probe/alignment"] == pytest.approx(0, abs=1e-9)
+    assert 0.01 < apart < 4
 
 
 def test_collapse_shows(probe: OnlineProbe) -> None:

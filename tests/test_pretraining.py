@@ -140,6 +140,22 @@ def test_several_objectives_teach_one_encoder(arguments: list[str], tmp_path: Pa
     assert json.loads((run / "export" / "encoder.json").read_text())["objectives"] == ["simclr", "barlow"]
 
 
+def test_a_compiled_encoder_learns_the_same(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By AOT autograd without Inductor, which takes minutes on a CPU."""
+    compiled = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda network: compiled(network, backend="aot_eager"))
+    more = ["--train.images", "16", "--train.log_every", "8", "--probe.every", "0", "--train.precision", "fp32"]
+    losses = []
+    for name in ("false", "true"):
+        run = tmp_path / name
+        main([*arguments, *more, "--data.workers", "0", "--train.compile", name, "--run.dir", str(run)])
+        losses.append([r["loss/simclr/contrast"] for r in read_log(run) if "loss/simclr/contrast" in r])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert len(losses[0]) == 2
+
+
 def test_dry_run_writes_nothing(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     main([*arguments, "--run.dir", str(tmp_path / "run"), "--dry_run"])
     printed = capsys.readouterr().out
