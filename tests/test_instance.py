@@ -164,7 +164,7 @@ def test_contrast_is_nt_xent_over_valid_nuclei(tile_folder: Path) -> None:
 
 def test_the_card_says_what_masks_it_learned_from(tile_folder: Path, toy_run: Path, tmp_path: Path) -> None:
     learner, _ = learner_of(recipe_for(tile_folder, toy_run))
-    path = export(learner, [], tmp_path)
+    path = export(learner, [], None, tmp_path)
     masks = json.loads(path.with_suffix(".json").read_text())["masks"]
     assert masks == own(learner).origin
     assert f"| masks | {masks} |" in path.with_suffix(".md").read_text()
