@@ -18,6 +18,7 @@ from histo.codec import encode
 from histo.crops import crop
 from histo.randomness import draws
 from histo.running.settings import read_settings
+from histo.sampling import Order
 from histo.tiles import Tile
 from histo.watershed import segment
 from translate.agreement import means, score_segmenter, score_watershed, to_unit
@@ -25,7 +26,6 @@ from translate.domains import open_domains
 from translate.losses.cycle import cycle
 from translate.losses.guidance import semantic
 from translate.methods.unitpath import Method, Recipe
-from translate.stream import shuffled
 
 
 def main() -> None:
@@ -38,11 +38,12 @@ def main() -> None:
     translator = Method(recipe, accelerator)
     domains = open_domains(recipe.data, recipe.seed, arguments.run / "pseudo-masks", progress=True)
     labelled: dict[int, Tile] = {}
+    order = Order(recipe.seed, "tissue order", domains.target.sizes, domains.target.weights)
     segmenter, optimizer = translator.networks["segmenter"], translator.optimizers["translators"]
     for first in trange(0, arguments.images, recipe.train.batch_size):
         pairs = []
         for index in range(first, first + recipe.train.batch_size):
-            shown = domains.target.shown[shuffled(recipe.seed, "tissue order", index, len(domains.target.shown))]
+            shown = int(domains.target.shown[order(index)])
             if shown not in labelled:
                 tile = domains.target.tiles[shown]
                 nuclei = segment(tile.image, tile.mpp)
@@ -52,14 +53,15 @@ def main() -> None:
             pairs.append(crop(labelled[shown], recipe.data.tile_size, generator, smallest_side=smallest))
         nuclei = np.stack([pair.instances for pair in pairs if pair.instances is not None])
         with accelerator.autocast():
-            reading = segmenter(to_unit(np.stack([pair.image for pair in pairs])))
+            reading = segmenter(to_unit(np.stack([pair.image for pair in pairs])), True)
+            assert reading.dense is not None
             drawn = to_unit(np.stack([encode(each) for each in nuclei]))
-            foreground = semantic(reading.foreground, torch.from_numpy(nuclei > 0)[:, None])
+            foreground = semantic(reading.dense, torch.from_numpy(nuclei > 0)[:, None])
         loss = recipe.loss.cycle_mask * cycle(reading.mask, drawn) + recipe.loss.guidance * foreground
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    translator.segmenter_average.load_state_dict(segmenter.state_dict())
+    translator.averages["segmenter"].load_state_dict(segmenter.state_dict())
     tiles = [domains.target.holdout[k] for k in range(len(domains.target.holdout))]
     print(means("paired S", score_segmenter(tiles, translator)))
     print(means("watershed", score_watershed(tiles)))

@@ -57,8 +57,7 @@ class Phases:
         self.side = ""
         for name, network in translator.networks.items():
             self._watch_forward(name.replace("_", " "), network)
-        for name, side in (("_train_translators", "translators"), ("_train_judges", "judges")):
-            setattr(translator, name, self._inside(side, getattr(translator, name)))
+        translator.begin = self._noting(translator.begin)  # type: ignore[method-assign]
         translator._average = self._timed("weight averages", translator._average)  # type: ignore[method-assign]
         translator.style = self._timed("drawing styles", translator.style)  # type: ignore[method-assign]
         for name, optimizer in translator.optimizers.items():
@@ -84,12 +83,12 @@ class Phases:
 
         return timed
 
-    def _inside(self, side: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def inside(*arguments: Any) -> Any:
-            self.side = side
-            return call(*arguments)
+    def _noting(self, begin: Callable[..., Any]) -> Callable[..., Any]:
+        def noting(optimizer: str, parts: int) -> Any:
+            self.side = optimizer
+            return begin(optimizer, parts)
 
-        return inside
+        return noting
 
 
 def table(rows: dict[str, float], steps: int) -> str:

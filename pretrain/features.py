@@ -1,6 +1,7 @@
 """Features of one encoder on one set, made once: tiles as they are and restained, kept in a file for the next time."""
 
 import hashlib
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,10 +41,8 @@ def features_of(candidate: Candidate, images: Tensor, restaining: Restaining, fo
     """
     path = None if folder is None else folder / f"{_key(candidate, images, restaining)}.safetensors"
     if path is not None and path.is_file():
-        try:
+        with suppress(SafetensorError, OSError, TypeError):  # a damaged one is made again
             return Features(**load_file(path))
-        except (SafetensorError, OSError, TypeError):
-            pass  # damaged: made again
     stained, usable = [], []
     for chunk in images.split(_CHUNK):
         made = restaining(chunk)
