@@ -28,7 +28,9 @@ def heads(preset: Literal["paper", "nuclei"], device: str, bf16: bool) -> Callab
     torch.manual_seed(0)
     head = MaskRCNNHead(MaskRCNNSettings(preset), WIDTH).to(device)
     tissue = PhantomTissue(0, size=SIZE)
-    instances = torch.from_numpy(np.stack([tissue[k].instances for k in range(BATCH)])).to(device)
+    instances = torch.from_numpy(
+        np.stack([tile.instances for k in range(BATCH) if (tile := tissue[k]).instances is not None])
+    ).to(device)
     pyramid = features(device, bf16)
 
     def step() -> None:

@@ -16,7 +16,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -104,7 +104,7 @@ def rates(files: list[bytes], sets: dict[str, TileSet]) -> dict[str, list[tuple[
         for batch in itertools.islice(loaders[kind], count):
             assert batch.shape == (BATCH, 3, SIDE, SIDE)
 
-    kinds = {"bare decoder": bare, **{kind: partial(load, kind, TURN) for kind in sets}}
+    kinds: dict[str, Callable[[], None]] = {"bare decoder": bare, **{kind: partial(load, kind, TURN) for kind in sets}}
     found: dict[str, list[tuple[float, float]]] = {kind: [] for kind in kinds}
     for _ in tqdm(range(TURNS), desc="rates", unit="turn", disable=None):
         for kind, work in kinds.items():

@@ -7,6 +7,7 @@ fp32. `floor` is what the arithmetic of the encoder would take at the rate of a 
 
 import argparse
 from collections.abc import Callable
+from typing import Any, Literal
 
 import timm
 import torch
@@ -45,7 +46,8 @@ def main() -> None:
     phantom = PhantomTissue(0, size=crop, count=batch)
     tiles = torch.stack([torch.from_numpy(phantom[k].image.copy()) for k in range(batch)]).to(device)
     print("| step | s | floor | of it views | of it encoder |\n|---|---|---|---|---|")
-    for precision in ("bf16", "fp32"):
+    precisions: tuple[Literal["bf16", "fp32"], ...] = ("bf16", "fp32")
+    for precision in precisions:
         whole, views, encoder, flops = measured(precision, tiles, size, chosen.architecture)
         floor = flops / kinds[precision == "bf16"][1]
         print(f"| nucleate, {precision} | {whole:.2f} | {floor:.2f} | {views:.2f} | {encoder:.2f} |", flush=True)
@@ -53,7 +55,9 @@ def main() -> None:
         print(f"| plain, fp32 | {quickest(plain(tiles, size, chosen.architecture), SEVERAL, device):.2f} | | | |")
 
 
-def measured(precision: str, tiles: torch.Tensor, size: int, architecture: str) -> tuple[float, float, float, int]:
+def measured(
+    precision: Literal["bf16", "fp32"], tiles: torch.Tensor, size: int, architecture: str
+) -> tuple[float, float, float, int]:
     """Seconds of a step, of its views and of its encoder, and FLOP of the encoder."""
     batch, device = len(tiles), tiles.device.type
     indices = list(range(batch))
@@ -98,7 +102,7 @@ def plain(tiles: torch.Tensor, size: int, architecture: str) -> Callable[[], Non
             v2.Normalize([0.5] * 3, [0.5] * 3),
         ]
     )
-    encoder = timm.create_model(architecture, num_classes=0).to(tiles.device)
+    encoder: Any = timm.create_model(architecture, num_classes=0).to(tiles.device)
     network = nn.Sequential(encoder, projector([encoder.num_features, encoder.num_features, 128]).to(tiles.device))
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
 

@@ -45,9 +45,10 @@ def main(arguments: list[str]) -> int:
     options, training = parser.parse_known_args(arguments)
     with tempfile.TemporaryDirectory(prefix="soak-") as name:
         folder = Path(name)
-        write_folder(PhantomTissue(options.seed, count=40), folder / "tissue")
-        tissue = ["--data.tissue", str(folder / "tissue")]
-        return soak(folder, options.runs, options.parallel, options.seed, [*tissue, *SHORT, *training])
+        tissue = PhantomTissue(options.seed, count=40)
+        write_folder((tissue[index] for index in range(len(tissue))), folder / "tissue")
+        named = ["--data.tissue", str(folder / "tissue")]
+        return soak(folder, options.runs, options.parallel, options.seed, [*named, *SHORT, *training])
 
 
 def soak(folder: Path, runs: int, parallel: int, seed: int, training: list[str]) -> int:

@@ -91,7 +91,9 @@ class Step:
             .to(self.device, memory_format=torch.channels_last)
             for _ in range(2)
         )
-        networks = [network.to(self.device, memory_format=torch.channels_last) for network in (generator, judge)]
+        networks: list[nn.Module] = [generator, judge]
+        for network in networks:
+            network.to(self.device).to(memory_format=torch.channels_last)
         self.optimizers = [
             torch.optim.Adam(network.parameters(), lr=1e-3, betas=(0.0, 0.99), fused=True) for network in networks
         ]

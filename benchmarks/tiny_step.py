@@ -21,7 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 from histo.running.loading import ImageClock, loader
 from histo.running.settings import read_settings
 from translate.domains import open_domains
-from translate.engine import Batch, Translator
+from translate.engine import Batch
 from translate.methods.unitpath import Method, Recipe
 from translate.recipe import PRESET
 from translate.stream import UnpairedCrops
@@ -52,7 +52,7 @@ def kind_of(name: str, shapes: list[list[int]]) -> str:
 class Phases:
     """Seconds in each phase of a step, by the clock."""
 
-    def __init__(self, translator: Translator) -> None:
+    def __init__(self, translator: Method) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
         self.side = ""
         for name, network in translator.networks.items():

@@ -16,12 +16,14 @@ from histo.codec import encode
 from histo.layouts import Layouts
 from histo.randomness import draws
 from translate.canvas import image_code, render_image
+from translate.networks.comod import CoModGenerator
 
 
 def main() -> None:
     torch.set_num_threads(1)
     translator = translate.load(Path(sys.argv[1]))
     generator, tile = translator.require_generator(), translator.tile_size
+    assert isinstance(generator, CoModGenerator)
     layout = Layouts(translator.layout, 0, size=(700, 1000), mpp=translator.mpp or 0.5, count=1)[0]
     assert layout.instances is not None
     mask = encode(layout.instances, layout.types if translator.typed else None, draws(0, "fill", 0))

@@ -71,7 +71,8 @@ def measure(case: Case, steps: int) -> tuple[float, float, float]:
     recipe = read_settings(asked_kind(argv), "", "", argv).settings
     translator = open_method(recipe, Accelerator(mixed_precision="bf16" if case.bf16 else "no", cpu=True))
     size, side = recipe.train.batch_size, recipe.data.tile_size
-    tiles = [tile for tile, _ in zip(PhantomTissue(0, size=side), range(size), strict=False)]
+    tissue = PhantomTissue(0, size=side)
+    tiles = [tissue[index] for index in range(size)]
     instances = torch.stack([torch.from_numpy(tile.instances) for tile in tiles if tile.instances is not None])
     flows = torch.stack([torch.from_numpy(flows_of(one.numpy())) for one in instances])
     images = (torch.rand(size, 3, side, side).mul_(2).sub_(1) for _ in range(2))

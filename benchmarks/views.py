@@ -43,7 +43,12 @@ def by_torchvision(images: Tensor) -> Callable[[], None]:
             v2.RandomApply([v2.GaussianBlur(13, (0.1, 2.0))], 0.5),
         ]
     )
-    return lambda: [recipe(image / 255) for image in images for _ in range(2)] and None
+
+    def call() -> None:
+        for image in images:
+            recipe(image / 255), recipe(image / 255)
+
+    return call
 
 
 def two_views(images: Tensor, settings: ViewSettings) -> Callable[[], None]:

@@ -13,17 +13,16 @@ from typing import Any
 
 import timm
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from histo import encoders
 from histo.encoders import digest, pooled
+from histo.encoders.weights import fill, read_state_dict
 from histo.errors import InputError
 
 INCEPTION_SIDE = 299  # pixels (Szegedy et al., CVPR 2016)
 LARGEST_SIDE = 2048  # pixels; an extractor's side comes from a card or a library's table
-LARGEST_WEIGHTS = 20e9  # bytes
 
 
 @dataclass(frozen=True)
@@ -156,7 +155,7 @@ def _inception(weights: Path | None, download: bool) -> _Found:
     network = inception_v3(weights=None, aux_logits=False, transform_input=False, init_weights=False)
     network.fc = nn.Identity()
     if weights is not None:
-        tensors, origin = read_weights(weights), weights.name
+        tensors, origin = read_state_dict(weights), weights.name
     else:
         with _downloading("torchvision's inception_v3"):
             tensors = dict(
@@ -178,7 +177,7 @@ def _timm(name: str, weights: Path | None, download: bool, seed: int) -> _Found:
     if weights is not None:
         classifier = known.get("classifier") or ()
         heads = [classifier] if isinstance(classifier, str) else classifier
-        _fill(network, read_weights(weights), heads, weights, wanted.name)
+        _fill(network, read_state_dict(weights), heads, weights, wanted.name)
         origin = weights.name
     elif download:
         with _downloading(f"timm's {wanted.name}"):
@@ -209,48 +208,10 @@ def _three_numbers(path: Path, card: dict[str, Any], what: str) -> tuple[float, 
     return tuple(values)
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """A state dict from .safetensors, or from .pth, .pt or .bin, of which torch reads tensors only.
-
-    Raises:
-        InputError: no such file, another ending, too large, damaged, or something else than named tensors.
-    """
-    if not path.is_file():
-        raise InputError(f"--weights {path} is no file; expected a state dict, .safetensors or .pth.")
-    if path.stat().st_size > LARGEST_WEIGHTS:
-        raise InputError(f"{path} has more than {LARGEST_WEIGHTS / 1e9:g} GB; expected the weights of one network.")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        if path.suffix not in (".pth", ".pt", ".bin"):
-            raise InputError(f"{path} ends in {path.suffix!r}; expected weights as .safetensors, .pth, .pt or .bin.")
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except InputError:
-        raise
-    except Exception as error:  # torch.load has no kind of its own for a damaged file
-        reason = str(error).partition("\n")[0][:120]
-        raise InputError(f"{path} cannot be read as weights ({reason}); download it again.") from error
-    if not isinstance(tensors, dict) or not all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in tensors.items()
-    ):
-        raise InputError(f"{path} holds {type(tensors).__name__} of other things than tensors; save its state_dict().")
-    return dict(tensors)
-
-
 def _fill(network: nn.Module, tensors: dict[str, Tensor], heads: Sequence[str], path: Path, what: str) -> None:
     """Load weights whose keys are the network's, but for those of heads that it goes without."""
     kept = {key: value for key, value in tensors.items() if not any(key.startswith(f"{head}.") for head in heads)}
-    expected = network.state_dict().keys()
-    missing, unexpected = sorted(expected - kept.keys()), sorted(kept.keys() - expected)
-    if missing or unexpected:
-        raise InputError(
-            f"{path} does not fit {what}: {len(missing)} keys missing (first {missing[:1]}), {len(unexpected)} "
-            f"unexpected (first {unexpected[:1]}); name the weights of that network."
-        )
-    try:
-        network.load_state_dict(kept)
-    except RuntimeError as error:
-        raise InputError(f"{path} has weights of other shapes than {what}; name those of that network.") from error
+    fill(network, kept, path, what, "name the weights of that network.")
 
 
 @contextmanager

@@ -16,16 +16,13 @@ from histo.layouts import LayoutSettings
 from histo.randomness import draws
 from histo.sampling import Order
 from histo.tiles import TileSet
-from translate.domains import PHANTOM_MPP, Domain, open_tissue
+from translate.domains import PHANTOM_MPP, Domain, TissueSettings, open_tissue
 
 
 @dataclass
-class DataSettings:
+class DataSettings(TissueSettings):
     """Where the tiles come from, and what is cut from them."""
 
-    tissue: list[str] | str = "phantom"
-    """folder of tiles or of shards, URL of packed shards, NAME:PATH of a published set, or a slides.csv; several as
-    [a, b]; phantom: procedural tissue made on the fly"""
     balance: Literal["sources", "tiles"] = "sources"
     """sources: each source is shown equally often, however many tiles it has; tiles: each tile is"""
     masks: str | None = None
@@ -34,32 +31,19 @@ class DataSettings:
     instance maps"""
     layout: LayoutSettings = field(default_factory=LayoutSettings)
     """what masks: layout draws; `nucleate layout fit` writes it; left as it is: the data.layout of the translator"""
-    mpp: float | None = None
-    """µm/px of the tissue where its files do not say; slides are cut at it"""
     tile_size: int = 256
     """side of the square crops that views are taken from; pixels"""
     view_size: int = 224
     """side of the views that the encoder sees; pixels, a multiple of 32"""
-    split: str = "train"
-    """split to learn from, where the tiles name splits"""
     holdout: str = "test"
     """split never learned from, which panels and label-free probes look at"""
-    on_bad: Literal["error", "skip"] = "error"
-    """broken files: stop, or leave them out and list them"""
-    workers: int = 1
-    """loader processes; 0 loads in the training process"""
-    cache_mb: int = 512
-    """decoded tiles kept in memory by each loader process; MB"""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 32 <= self.tile_size <= 1024:
             raise InputError(f"data.tile_size is {self.tile_size}, expected 32 to 1024 pixels.")
         if not 32 <= self.view_size <= 1024 or self.view_size % 32:
             raise InputError(f"data.view_size is {self.view_size}, expected a multiple of 32 from 32 to 1024 pixels.")
-        if self.mpp is not None and not 0.01 <= self.mpp <= 100:
-            raise InputError(f"data.mpp is {self.mpp}, expected µm/px between 0.01 and 100.")
-        if not 0 <= self.workers <= 64:
-            raise InputError(f"data.workers is {self.workers}, expected 0 to 64 processes.")
 
 
 @dataclass

@@ -158,11 +158,7 @@ def train(recipe: Recipe, run: RunFolder, accelerator: Accelerator, scratch: Pat
     if learner.images < recipe.train.images:
         tracker.close()
         if first:
-            print(
-                f"Stopped by {stop.reason or 'another process'} at {learner.images} images, state saved; "
-                f"continue with --run.dir {run.path} --run.resume auto.",
-                flush=True,
-            )
+            print(stop.sentence(learner.images, run.path), flush=True)
         return
     if first:
         basis = None if probe is None else probe.basis

@@ -182,9 +182,9 @@ def test_bad_weights(tmp_path: Path) -> None:
     tensors = network.state_dict()
     key = next(iter(tensors))
     cases: dict[str, tuple[object, str]] = {
-        "trap.pth": ({"a": Trap()}, "cannot be read as weights"),
-        "list.pth": ([torch.ones(1)], "holds list"),
-        "nested.pth": ({"state_dict": tensors}, "other things than tensors"),
+        "trap.pth": ({"a": Trap()}, "no dictionary of tensors"),
+        "list.pth": ([torch.ones(1)], "no dictionary of tensors"),
+        "two.pth": ({"student": tensors, "teacher": tensors}, r"2 dictionaries of tensors \(student, teacher\)"),
         "missing.pth": ({k: v for k, v in tensors.items() if k != key}, "1 keys missing"),
         "more.pth": ({**tensors, "extra": torch.ones(1)}, "1 unexpected"),
         "shape.pth": ({**tensors, key: torch.ones(1)}, "other shapes"),

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from launching import ALONE, ENVIRONMENT, PAIR, ROOT
 from PIL import Image
 
 import translate
@@ -21,6 +20,7 @@ from histo.masks import read_instances
 from histo.phantom import PhantomTissue
 from histo.tiles import open_tiles
 from histo.tiles.tables import write_folder
+from tests.launching import ALONE, ENVIRONMENT, PAIR, ROOT
 from translate.generate import main
 
 SCRIPT = str(ROOT / "translate" / "generate.py")

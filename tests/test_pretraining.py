@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -25,9 +23,7 @@ from pretrain.pool import DataSettings, PooledCrops, open_pool
 from pretrain.recipe import EncoderSettings, Recipe, TrainSettings
 from pretrain.start import open_backbone
 from pretrain.train import main
-from tests.launching import ENVIRONMENT, ROOT, wait_for
-
-SCRIPT = str(ROOT / "pretrain" / "train.py")
+from tests.launching import PRETRAIN, assert_same_weights, final_state, start, wait_for
 
 
 @pytest.fixture(scope="session")
@@ -52,22 +48,11 @@ def arguments(tile_folder: Path) -> list[str]:
 @pytest.fixture(scope="session")
 def finished(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("pretraining") / "run"
-    process = begin([*arguments, "--data.workers", "0"], run)
+    process = start([*arguments, "--data.workers", "0"], run, script=PRETRAIN)
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert "Done: 160 images" in output
     return run
-
-
-def begin(arguments: list[str], run: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, SCRIPT, *arguments, "--run.dir", str(run)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
-
-
-def final_state(run: Path) -> dict[str, dict[str, torch.Tensor]]:
-    newest = checkpoints.complete(run / "checkpoints")[-1]
-    assert newest.name.endswith("160")
-    return checkpoints.load(newest).tensors
 
 
 @pytest.mark.slow
@@ -82,7 +67,7 @@ def test_a_stopped_run_resumes_bit_for_bit(
     arguments: list[str], finished: Path, tmp_path: Path, instant: str, number: signal.Signals
 ) -> None:
     run = tmp_path / "run"
-    process = begin([*arguments, "--data.workers", "1"], run)
+    process = start([*arguments, "--data.workers", "1"], run, script=PRETRAIN)
     wait_for(run / instant, process)
     process.send_signal(number)
     output, errors = process.communicate(timeout=120)
@@ -92,15 +77,11 @@ def test_a_stopped_run_resumes_bit_for_bit(
     stopped_at = checkpoints.complete(run / "checkpoints")
     assert not stopped_at or not stopped_at[-1].name.endswith("160"), "the run was over before it was stopped"
 
-    process = begin([*arguments, "--data.workers", "1"], run)
+    process = start([*arguments, "--data.workers", "1"], run, script=PRETRAIN)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
-    mine, other = final_state(run), final_state(finished)
-    assert mine.keys() == other.keys() == {"encoder", "simclr_projector", "optimizer"}
-    for group, tensors in other.items():
-        assert mine[group].keys() == tensors.keys()
-        for name, tensor in tensors.items():
-            assert torch.equal(mine[group][name], tensor), f"{group} {name}"
+    assert final_state(run, 160).keys() == {"encoder", "simclr_projector", "optimizer"}
+    assert_same_weights(run, finished, 160)
     images = [record["images"] for record in read_log(run) if "loss/simclr/contrast" in record]
     assert images == list(range(16, 161, 16)), "each image count stands in the log once"
 

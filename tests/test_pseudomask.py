@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from launching import ALONE, ENVIRONMENT, PAIR, ROOT
 from PIL import Image
 
 from histo.errors import InputError
@@ -24,6 +23,7 @@ from histo.tiles import open_tiles
 from histo.tiles.packing import pack
 from histo.tiles.tables import write_folder
 from histo.watershed import segment
+from tests.launching import ALONE, ENVIRONMENT, PAIR, ROOT
 from translate.domains import DataSettings, open_domains
 from translate.pseudomask import main
 

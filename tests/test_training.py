@@ -15,27 +15,10 @@ from safetensors.torch import load_file
 from histo.errors import InputError
 from histo.running import checkpoints
 from histo.running.tracking import read_log
-from tests.launching import start, wait_for
+from tests.launching import assert_same_weights, start, wait_for
 from translate import train
 from translate.losses import guidance
 from translate.train import main
-
-
-def final_state(run: Path) -> dict[str, dict[str, torch.Tensor]]:
-    newest = checkpoints.complete(run / "checkpoints")[-1]
-    assert newest.name.endswith("160")
-    return checkpoints.load(newest).tensors
-
-
-def assert_same_weights(run: Path, reference: Path) -> None:
-    mine, other = final_state(run), final_state(reference)
-    assert mine.keys() == other.keys()
-    for group, tensors in other.items():
-        assert mine[group].keys() == tensors.keys()
-        for name, tensor in tensors.items():
-            assert torch.equal(mine[group][name], tensor), f"{group} {name}"
-    states = [checkpoints.load(checkpoints.complete(one / "checkpoints")[-1]).facts["ada"] for one in (run, reference)]
-    assert states[0] == states[1]
 
 
 @pytest.mark.slow
@@ -67,7 +50,9 @@ def test_a_stopped_run_resumes_bit_for_bit(
     process = start(arguments, run)
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
-    assert_same_weights(run, toy_run)
+    assert_same_weights(run, toy_run, 160)
+    states = [checkpoints.load(checkpoints.complete(one / "checkpoints")[-1]).facts["ada"] for one in (run, toy_run)]
+    assert states[0] == states[1]
     assert not list((run / "checkpoints").glob(".writing-*"))
     images = [record["images"] for record in read_log(run) if "loss/cycle_mask" in record]
     assert images == list(range(16, 161, 16)), "each image count stands in the log once"

@@ -5,7 +5,7 @@ Where they come from, and that no pair is among them.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,12 +30,38 @@ LAYOUTS = 100_000  # drawn on the fly, so that many cost nothing
 
 
 @dataclass
-class DataSettings:
-    """Where tissue and masks come from, and the tiles cut from them."""
+class TissueSettings:
+    """Where tissue comes from, in translation and in pretraining."""
 
     tissue: list[str] | str = "phantom"
     """folder of tiles or of shards, URL of packed shards, NAME:PATH of a published set, or a slides.csv; several as
     [a, b]; phantom: procedural tissue made on the fly"""
+    mpp: float | None = None
+    """µm/px of the tissue where its files do not say; slides are cut at it"""
+    tile_size: int = 256
+    """side of the square tiles; pixels"""
+    split: str = "train"
+    """split to learn from, where the tiles name splits"""
+    holdout: str = "test"
+    """split never learned from"""
+    on_bad: Literal["error", "skip"] = "error"
+    """broken files: stop, or leave them out and list them"""
+    workers: int = 1
+    """loader processes; 0 loads in the training process"""
+    cache_mb: int = 512
+    """decoded tiles kept in memory by each loader process; MB"""
+
+    def __post_init__(self) -> None:
+        if self.mpp is not None and not 0.01 <= self.mpp <= 100:
+            raise InputError(f"data.mpp is {self.mpp}, expected µm/px between 0.01 and 100.")
+        if not 0 <= self.workers <= 64:
+            raise InputError(f"data.workers is {self.workers}, expected 0 to 64 processes.")
+
+
+@dataclass
+class DataSettings(TissueSettings):
+    """Where tissue and masks come from, and the tiles cut from them."""
+
     target: list[str] | str | None = None
     """folder of tiles or of shards: translate the tissue into tissue like this instead of to and from masks"""
     tissue_weights: list[float] | None = None
@@ -50,48 +76,24 @@ class DataSettings:
     types either; binary: no texture either"""
     layout: LayoutSettings = field(default_factory=LayoutSettings)
     """what masks: layout draws; `nucleate layout fit` writes it"""
-    mpp: float | None = None
-    """µm/px of the tissue where its files do not say; slides are cut at it"""
     tile_size: int = 256
     """side of the square tiles; pixels, a power of two"""
     smallest_crop: float = 0.8
     """crops have a side of this share to 1 of the tile size before they are resized"""
-    split: str = "train"
-    """split to learn from, where the tiles name splits"""
     holdout: str = "test"
     """split never learned from, on which S is compared with labels where there are any"""
-    on_bad: Literal["error", "skip"] = "error"
-    """broken files: stop, or leave them out and list them"""
-    workers: int = 1
-    """loader processes; 0 loads in the training process"""
-    cache_mb: int = 512
-    """decoded tiles kept in memory by each loader process; MB"""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.tile_size not in (64, 128, 256, 512):
             raise InputError(f"data.tile_size is {self.tile_size}, expected 64, 128, 256 or 512 pixels.")
-        if self.mpp is not None and not 0.01 <= self.mpp <= 100:
-            raise InputError(f"data.mpp is {self.mpp}, expected µm/px between 0.01 and 100.")
         if not 0.1 <= self.smallest_crop <= 1:
             raise InputError(f"data.smallest_crop is {self.smallest_crop}, expected a share between 0.1 and 1.")
-        if not 0 <= self.workers <= 64:
-            raise InputError(f"data.workers is {self.workers}, expected 0 to 64 processes.")
 
     @property
     def between_tissues(self) -> bool:
         """Whether both domains are tissue, and there are no masks."""
         return self.target is not None
-
-
-class TissueSettings(Protocol):
-    """What settings of data say of tissue, in pretraining too; see `DataSettings`."""
-
-    mpp: float | None
-    tile_size: int
-    split: str
-    holdout: str
-    on_bad: Literal["error", "skip"]
-    cache_mb: int
 
 
 class MaskSet:

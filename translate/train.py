@@ -196,11 +196,7 @@ def train(recipe: Recipe, run: RunFolder, accelerator: Accelerator, scratch: Pat
     if translator.images < recipe.train.images:
         tracker.close()
         if first:
-            print(
-                f"Stopped by {stop.reason or 'another process'} at {translator.images} images, state saved; "
-                f"continue with --run.dir {run.path} --run.resume auto.",
-                flush=True,
-            )
+            print(stop.sentence(translator.images, run.path), flush=True)
         return
     if first:
         _finish(run, domains, probe, translator, tracker)

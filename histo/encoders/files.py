@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from histo.encoders.architectures import GROUP_NORM, Architecture, build
 from histo.encoders.cards import markdown
+from histo.encoders.weights import fill
 from histo.errors import InputError, writing
 from histo.files import written_whole
 from histo.revision import revision
@@ -163,18 +164,7 @@ def load(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
             f"{path} is an encoder for {str(card['in_channels'])[:20]} channels, expected {CHANNELS}; name an encoder "
             "of RGB tiles."
         )
-    expected = model.state_dict().keys()
-    missing, unexpected = sorted(expected - tensors.keys()), sorted(tensors.keys() - expected)
-    if missing or unexpected:
-        raise InputError(
-            f"{path} does not fit {card['architecture']}: {len(missing)} keys missing (first {missing[:1]}), "
-            f"{len(unexpected)} unexpected (first {unexpected[:1]}); was the card edited?"
-        )
-    try:
-        # smp's encoders override load_state_dict; the module's own does the same for all.
-        nn.Module.load_state_dict(model, tensors)
-    except RuntimeError as error:
-        raise InputError(f"{path} has weights of other shapes than {card['architecture']}; export it again.") from error
+    fill(model, tensors, path, card["architecture"], "was the card edited? Export it again.")
     return model, card
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from histo.errors import InputError
 
@@ -62,6 +62,44 @@ def read_weights(path: Path) -> Weights:
             "program that made it."
         )
     return Weights(found, left_unread)
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file of weights that holds one dictionary of them.
+
+    Raises:
+        InputError: as `read_weights`, or several dictionaries of tensors.
+    """
+    found = read_weights(path).dictionaries
+    if len(found) > 1:
+        places = ", ".join(".".join(place) or "the file itself" for place in list(found)[:4])
+        raise InputError(
+            f"{path} holds {len(found)} dictionaries of tensors ({places}), expected one; save that alone."
+        )
+    return next(iter(found.values()))
+
+
+def fill(network: nn.Module, tensors: Mapping[str, Tensor], path: Path, what: str, advice: str) -> None:
+    """Give a network all its weights, and no other tensor.
+
+    Args:
+        path, what, advice: where they come from, what the network is, and what to do where they do not fit, for people.
+
+    Raises:
+        InputError: keys missing or unexpected, or tensors of other shapes.
+    """
+    expected = network.state_dict().keys()
+    missing, unexpected = sorted(expected - tensors.keys()), sorted(tensors.keys() - expected)
+    if missing or unexpected:
+        raise InputError(
+            f"{path} does not fit {what}: {len(missing)} keys missing (first {missing[:1]}), {len(unexpected)} "
+            f"unexpected (first {unexpected[:1]}); {advice}"
+        )
+    try:
+        # smp's encoders override load_state_dict; the module's own does the same for all.
+        nn.Module.load_state_dict(network, tensors)
+    except RuntimeError as error:
+        raise InputError(f"{path} has weights of other shapes than {what}; {advice}") from error
 
 
 def _safetensors(path: Path) -> tuple[dict[str, Tensor], list[str]]:

@@ -181,6 +181,13 @@ class StopRequest:
             raise KeyboardInterrupt  # a second Ctrl-C does not wait
         self.reason = signal.Signals(number).name
 
+    def sentence(self, images: int, folder: Path) -> str:
+        """What to tell people when a run has stopped."""
+        return (
+            f"Stopped by {self.reason or 'another process'} at {images} images, state saved; continue with "
+            f"--run.dir {folder} --run.resume auto."
+        )
+
     def __bool__(self) -> bool:
         if self.reason is None and self.parent is not None and os.getppid() != self.parent:
             self.reason = "the launcher is gone"
