@@ -10,15 +10,14 @@ import torch
 from torch import Tensor
 
 from histo.datasets import facts, named_set, names
-from histo.datasets.breakhis import KINDS
 from histo.errors import InputError
 from histo.inspection.likeness import MOST_COMPARED, alike, spectrum
 from histo.probes import fitted
 from histo.randomness import draws
 from histo.tiles import TileSet, open_tiles
+from histo.tiles.classes import Groups, grouped
 
 Target = Literal["label", "source"]
-Groups = dict[str, list[str]]
 
 
 @dataclass
@@ -117,28 +116,8 @@ def open_problems(
     return problems
 
 
-def read_groups(texts: Sequence[str]) -> Groups:
-    """["malignant=DC,LC", "benign=A,F"] → class → labels; BreakHis' own abbreviations stand for its labels.
-
-    Raises:
-        InputError: another form, or a label in two groups.
-    """
-    groups: Groups = {}
-    for text in texts:
-        name, sign, members = text.partition("=")
-        labels = [KINDS.get(member.strip(), member.strip()) for member in members.split(",") if member.strip()]
-        if not (name and sign and labels) or name in groups:
-            raise InputError(f"--data.group {text!r} is no group, expected CLASS=LABEL,LABEL and every class once.")
-        for label in labels:
-            if any(label in others for others in groups.values()):
-                raise InputError(f"--data.group puts the label {label} into two classes; leave it in one.")
-        groups[name] = labels
-    return groups
-
-
 def _labels(name: str, tiles: TileSet, groups: Groups) -> list[str] | None:
     labels = [entry.label for entry in tiles.entries]
-    class_of = {label: group for group, members in groups.items() for label in members}
     if None in labels:
         if all(entry.mask is None for entry in tiles.entries):
             raise InputError(
@@ -146,12 +125,7 @@ def _labels(name: str, tiles: TileSet, groups: Groups) -> list[str] | None:
                 "probe; fill the column label of tiles.csv, or give --data.target source."
             )
         return None
-    known = [str(label) for label in labels]
-    if not class_of.keys() & set(known):
-        return known
-    if left := sorted(set(known) - class_of.keys()):
-        raise InputError(f"{name} has the labels {', '.join(left)}, which no --data.group names; add them to one.")
-    return [class_of[label] for label in known]
+    return grouped([str(label) for label in labels], groups, name)
 
 
 def _problem(

@@ -16,9 +16,10 @@ from histo import encoders
 from histo.encoders import write_card
 from histo.errors import InputError
 from histo.phantom import PhantomTissue
+from histo.tiles.classes import read_groups
 from histo.tiles.tables import write_folder
 from pretrain.probe import main
-from pretrain.problems import open_problems, read_groups
+from pretrain.problems import open_problems
 
 ROOT = Path(__file__).parents[1]
 NETWORK = "test_resnet"

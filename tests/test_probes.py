@@ -96,7 +96,7 @@ def test_unknown_patients_are_each_their_own() -> None:
 
 
 def test_too_few_patients_are_told() -> None:
-    with pytest.raises(InputError, match=r"class b has 2 patients, but 3 folds.*--folds"):
+    with pytest.raises(InputError, match=r"class b has 2 patients, but 3 folds.*take fewer"):
         folds(["p", "q", "r", "s", "t"], ["a", "a", "a", "b", "b"], 3, seed=0)
     with pytest.raises(InputError, match="expected 2 or more"):
         folds(["p"], ["a"], 1, seed=0)

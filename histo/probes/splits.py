@@ -28,7 +28,7 @@ def folds(patients: Sequence[Hashable], labels: Sequence[str], k: int, seed: int
         InputError: fewer than 2 folds, or a class of fewer patients than folds.
     """
     if k < 2:
-        raise InputError(f"{k} folds were asked for, expected 2 or more; change --folds.")
+        raise InputError(f"{k} folds were asked for, expected 2 or more.")
     names = sorted(set(labels))
     own = [("tile", position) if patient is None else patient for position, patient in enumerate(patients)]
     numbers = {patient: number for number, patient in enumerate(dict.fromkeys(own))}
@@ -39,7 +39,7 @@ def folds(patients: Sequence[Hashable], labels: Sequence[str], k: int, seed: int
         if having < k:
             raise InputError(
                 f"The class {name} has {having} patient{'s' if having != 1 else ''}, but {k} folds without a common "
-                f"patient need {k}: take fewer folds (--folds), or join the class with another (--data.group)."
+                f"patient need {k}: take fewer folds, or join the class with another (--data.group)."
             )
     shares = counts / counts.sum(axis=0)
     held = np.zeros((k, len(names)))
@@ -54,6 +54,6 @@ def folds(patients: Sequence[Hashable], labels: Sequence[str], k: int, seed: int
         lacking = names[int(np.argwhere(held == 0)[0, 1])]
         raise InputError(
             f"{k} folds without a common patient cannot all have tiles of {lacking}, as its patients have several "
-            "classes; take fewer folds (--folds), or another seed."
+            "classes; take fewer folds, or another seed."
         )
     return fold_of[of_tile]

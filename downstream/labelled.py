@@ -1,0 +1,248 @@
+"""Labelled tiles in parts that share no patient: what is learned from, what says when to stop, what is scored."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from downstream.subsets import labelled_subset
+from histo.errors import InputError
+from histo.probes.splits import folds
+from histo.randomness import draws
+from histo.tiles import TileSet, open_tiles
+from histo.tiles.classes import grouped, read_groups
+
+TRAIN, VALIDATION, TEST = PARTS = ("train", "validation", "test")
+Needs = Literal["label", "mask"]
+
+
+@dataclass
+class DataSettings:
+    """Labelled tiles, and which of their labels may be used."""
+
+    tiles: list[str] | str | None = None
+    """folder of tiles or of shards, NAME:PATH of a published set, or a slides.csv; several as [a, b]"""
+    group: list[str] = field(default_factory=list)
+    """labels joined to classes: CLASS=LABEL,LABEL …"""
+    split: str = "train"
+    """split to learn from, where data.folds is 0"""
+    validation: str | None = None
+    """split that says when to stop; null: data.validation_share of the patients of the training part"""
+    validation_share: float = 0.0
+    """share of the labelled training tiles, by patients, that says when to stop; 0: the last network counts"""
+    holdout: str = "test"
+    """split that is scored, where data.folds is 0"""
+    folds: int = 0
+    """parts without a common patient, each of which is scored once; 0: splits as the tiles name them"""
+    label_fraction: float = 1.0
+    """share of the training tiles whose labels are used; smaller shares lie inside larger ones for a seed"""
+    label_images: int | None = None
+    """that many training tiles instead"""
+    common_patients: bool = False
+    """train although a patient is in two parts; every result then says so"""
+    mpp: float | None = None
+    """µm/px of the tiles where their files do not say"""
+    on_bad: Literal["error", "skip"] = "error"
+    """broken files: stop, or leave them out and list them"""
+    workers: int = 1
+    """loader processes; 0 loads in the training process"""
+    cache_mb: int = 512
+    """decoded tiles kept in memory by each loader process; MB"""
+
+    def __post_init__(self) -> None:
+        if self.mpp is not None and not 0.01 <= self.mpp <= 100:
+            raise InputError(f"data.mpp is {self.mpp}, expected µm/px between 0.01 and 100.")
+        if not 0 < self.label_fraction <= 1:
+            raise InputError(f"data.label_fraction is {self.label_fraction}, expected a share above 0, at most 1.")
+        if self.label_images is not None and self.label_images < 1:
+            raise InputError(f"data.label_images is {self.label_images}, expected 1 tile or more.")
+        if self.label_images is not None and self.label_fraction != 1:
+            raise InputError(
+                f"data.label_images {self.label_images} and data.label_fraction {self.label_fraction:g} both say how "
+                "many labels are used; give one of them."
+            )
+        if not 0 <= self.validation_share < 1:
+            raise InputError(f"data.validation_share is {self.validation_share}, expected a share from 0 to below 1.")
+        if self.validation is not None and (self.validation_share or self.folds):
+            other = f"data.folds {self.folds}" if self.folds else f"data.validation_share {self.validation_share:g}"
+            raise InputError(f"data.validation {self.validation!r} and {other} exclude each other; give one of them.")
+        if self.folds < 0 or self.folds == 1:
+            raise InputError(f"data.folds is {self.folds}, expected 0 or 2 and more.")
+        if not 0 <= self.workers <= 64:
+            raise InputError(f"data.workers is {self.workers}, expected 0 to 64 processes.")
+
+
+@dataclass
+class Labelled:
+    """Tiles of one seed and fold.
+
+    Attributes:
+        tiles: all of them; parts: positions of those learned from, validated and scored on, int64 each.
+        classes: names, in order; numbers: int64 [N], the class of each tile; empty where the task needs masks.
+        patients: (source, patient) of each tile, None where unknown.
+        facts: what they are, by name, for people and results.
+    """
+
+    tiles: TileSet
+    parts: dict[str, NDArray[np.int64]]
+    classes: list[str]
+    numbers: NDArray[np.int64]
+    patients: list[Hashable | None]
+    facts: dict[str, Any]
+
+    def part(self, name: str) -> TileSet:
+        """The tiles of one part."""
+        return TileSet(self.tiles.entries.take(self.parts[name]))
+
+
+def open_labelled(settings: DataSettings, needs: Needs, seed: int, fold: int = 0) -> Labelled:
+    """Open tiles, divide them by patient, and keep the labels that may be used.
+
+    Args:
+        needs: what a tile must have to be learned from or scored: a label, or a mask.
+        seed: of folds, of the validation part, and of the labels that are used.
+        fold: the one that is scored, where there are folds.
+
+    Raises:
+        InputError: no tiles, or some without a label or a mask; a split without tiles; a patient in two parts; a class
+            that a part lacks.
+    """
+    if settings.tiles is None:
+        raise InputError("data.tiles is not given, expected labelled tiles; name a folder, or NAME:PATH of a set.")
+    tiles = open_tiles(settings.tiles, mpp=settings.mpp, on_bad=settings.on_bad, cache_mb=settings.cache_mb)
+    entries = list(tiles.entries)
+    bare = [entry for entry in entries if getattr(entry, needs) is None]
+    if bare:
+        raise InputError(
+            f"{len(bare)} of {len(entries)} tiles have no {needs}, first {bare[0].path}; fill the column {needs} of "
+            "tiles.csv, or leave them out."
+        )
+    patients: list[Hashable | None] = [entry.patient and (entry.source, entry.patient) for entry in entries]
+    labels = None
+    if needs == "label":
+        labels = grouped([str(entry.label) for entry in entries], read_groups(settings.group), str(settings.tiles))
+    splits = [entry.split for entry in entries]
+    parts = _folded(settings, patients, labels, seed, fold) if settings.folds else _named(settings, splits)
+    common = _common_patients(parts, patients)
+    if common and not settings.common_patients:
+        one, other, patient = common[0]
+        raise InputError(
+            f"{len(common)} patients are in two parts, first {patient[1]} in {one} and {other}; correct the column "
+            "split of tiles.csv, or give --data.common_patients true, which every result will then say."
+        )
+    allowed = parts[TRAIN]
+    used = allowed[_chosen(settings, allowed, patients, labels, seed)]
+    parts[TRAIN] = used
+    if settings.validation_share:
+        parts[TRAIN], parts[VALIDATION] = _set_aside(used, patients, labels, settings.validation_share, seed)
+    classes = sorted(set(labels)) if labels is not None else []
+    numbers = np.array([classes.index(label) for label in labels] if labels is not None else [], dtype=np.int64)
+    for name in (TRAIN, TEST):
+        for number, label in enumerate(classes):
+            if not (numbers[parts[name]] == number).any():
+                raise InputError(
+                    f"The class {label} has no tile in the {name} part, expected some of each class; correct the "
+                    "splits, join classes (--data.group), or use more labels."
+                )
+    known = {patient for patient in patients if patient is not None}
+    facts = {
+        "tiles": tiles.describe(),
+        "divided": f"fold {fold + 1} of {settings.folds} is scored, patients dealt by seed {seed}"
+        if settings.folds
+        else f"splits of the tiles: {settings.split} learned from, {settings.holdout} scored",
+        "labels used": f"{len(used)} of {len(allowed)} training tiles",
+        **{
+            name: f"{len(parts[name])} tiles · {len({patients[k] for k in parts[name]} - {None})} patients"
+            for name in PARTS
+        },
+        "patients": f"{len(known)} known, {patients.count(None)} tiles of unknown patient",
+    }
+    if common:
+        facts["warning"] = f"{len(common)} patients are in two parts, so that scores are too high"
+    return Labelled(tiles, parts, classes, numbers, patients, facts)
+
+
+def _named(settings: DataSettings, splits: Sequence[str | None]) -> dict[str, NDArray[np.int64]]:
+    """Parts by the splits that the tiles name."""
+    wanted = {TRAIN: settings.split, VALIDATION: settings.validation, TEST: settings.holdout}
+    parts = {
+        part: np.array([k for k, split in enumerate(splits) if name is not None and split == name], dtype=np.int64)
+        for part, name in wanted.items()
+    }
+    for part, name in wanted.items():
+        if name is not None and not len(parts[part]):
+            present = ", ".join(sorted({str(split) for split in splits}))
+            raise InputError(
+                f"No tile is of the split {name!r}, which is to be the {part} part; the tiles have {present}: fill the "
+                "column split of tiles.csv, name another split, or give --data.folds 5."
+            )
+    return parts
+
+
+def _folded(
+    settings: DataSettings, patients: Sequence[Hashable | None], labels: Sequence[str] | None, seed: int, fold: int
+) -> dict[str, NDArray[np.int64]]:
+    """One fold is scored, the others are learned from."""
+    of_tile = folds(patients, labels if labels is not None else ["nuclei"] * len(patients), settings.folds, seed)
+    learned, scored = np.flatnonzero(of_tile != fold), np.flatnonzero(of_tile == fold)
+    return {TRAIN: learned, VALIDATION: np.empty(0, np.int64), TEST: scored}
+
+
+def _common_patients(
+    parts: dict[str, NDArray[np.int64]], patients: Sequence[Hashable | None]
+) -> list[tuple[str, str, Any]]:
+    """(one part, other part, patient) of those in two."""
+    of_part = {name: {patients[k] for k in places} - {None} for name, places in parts.items()}
+    return [
+        (one, other, patient)
+        for place, one in enumerate(PARTS)
+        for other in PARTS[place + 1 :]
+        for patient in sorted(of_part[one] & of_part[other], key=str)
+    ]
+
+
+def _chosen(
+    settings: DataSettings,
+    allowed: NDArray[np.int64],
+    patients: Sequence[Hashable | None],
+    labels: Sequence[str] | None,
+    seed: int,
+) -> NDArray[np.int64]:
+    return labelled_subset(
+        [patients[k] for k in allowed],
+        None if labels is None else [labels[k] for k in allowed],
+        fraction=settings.label_fraction,
+        images=settings.label_images,
+        seed=seed,
+    )
+
+
+def _set_aside(
+    used: NDArray[np.int64],
+    patients: Sequence[Hashable | None],
+    labels: Sequence[str] | None,
+    share: float,
+    seed: int,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Whole patients of the labelled tiles for validation, as long as every class keeps patients to learn from."""
+    own = [("tile", int(k)) if patients[k] is None else patients[k] for k in used]
+    classes = [labels[k] if labels is not None else "nuclei" for k in used]
+    left = {name: {patient for patient, one in zip(own, classes, strict=True) if one == name} for name in set(classes)}
+    known = list(dict.fromkeys(own))
+    aside: set[Hashable] = set()
+    for place in draws(seed, "validation patients", 0).permutation(len(known)):
+        patient = known[place]
+        held = sum(one in aside for one in own)
+        if held + own.count(patient) > share * len(own):
+            continue
+        if all(len(having - aside - {patient}) for having in left.values()):
+            aside.add(patient)
+    if not aside:
+        raise InputError(
+            f"data.validation_share {share:g} of {len(used)} labelled tiles is less than a patient, or would leave a "
+            "class without one to learn from; give 0, or use more labels."
+        )
+    held_out = np.array([patient in aside for patient in own])
+    return used[~held_out], used[held_out]

@@ -1,0 +1,146 @@
+"""Labelled tiles in parts without a common patient, and what is refused."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from downstream.labelled import DataSettings, Labelled, open_labelled
+from histo.errors import InputError
+
+
+def write(folder: Path, rows: list[dict[str, str]]) -> Path:
+    """Tiles of one colour each, with a tiles.csv."""
+    folder.mkdir()
+    for number, row in enumerate(rows):
+        row["path"] = f"{number:03d}.png"
+        Image.new("RGB", (8, 8), (number % 256, 90, 160)).save(folder / row["path"])
+    with (folder / "tiles.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, ["path", "label", "patient", "mpp", "split", "mask"])
+        table.writeheader()
+        table.writerows(rows)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """12 patients of 4 tiles: the first 8 train, one class every other patient."""
+    return write(
+        tmp_path / "tiles",
+        [
+            {"label": "ab"[k // 4 % 2], "patient": f"p{k // 4}", "split": "train" if k < 32 else "test"}
+            for k in range(48)
+        ],
+    )
+
+
+def patients(found: Labelled, part: str) -> set[object]:
+    return {found.patients[k] for k in found.parts[part]}
+
+
+def test_parts_are_the_splits(folder: Path) -> None:
+    found = open_labelled(DataSettings(str(folder)), "label", 0)
+    assert found.parts["train"].tolist() == list(range(32))
+    assert found.parts["test"].tolist() == list(range(32, 48))
+    assert found.classes == ["a", "b"]
+    assert found.numbers.tolist() == [k // 4 % 2 for k in range(48)]
+    assert found.facts["labels used"] == "32 of 32 training tiles"
+    assert [tile.label for tile in found.part("test")] == ["ab"[k // 4 % 2] for k in range(32, 48)]
+
+
+def test_every_fold_is_scored_once_and_shares_no_patient(folder: Path) -> None:
+    scored = []
+    for fold in range(3):
+        found = open_labelled(DataSettings(str(folder), folds=3), "label", 5, fold)
+        assert not patients(found, "train") & patients(found, "test")
+        assert len(found.parts["train"]) + len(found.parts["test"]) == 48
+        scored += found.parts["test"].tolist()
+    assert sorted(scored) == list(range(48))
+
+
+def test_validation_takes_whole_patients_of_the_labelled_tiles(folder: Path) -> None:
+    settings = DataSettings(str(folder), validation_share=0.3, label_fraction=0.75)
+    found = open_labelled(settings, "label", 1)
+    assert len(found.parts["train"]) + len(found.parts["validation"]) == 24
+    assert len(found.parts["validation"]) == 4
+    assert not patients(found, "train") & patients(found, "validation")
+    assert set(found.numbers[found.parts["train"]]) == {0, 1}
+    named = open_labelled(
+        DataSettings(str(folder), split="test", validation="train", holdout="train", common_patients=True), "label", 0
+    )
+    assert named.parts["validation"].tolist() == list(range(32))
+    assert named.facts["warning"] == "8 patients are in two parts, so that scores are too high"
+
+
+def test_fewer_labels_lie_inside_more(folder: Path) -> None:
+    few, more = (
+        set(open_labelled(DataSettings(str(folder), label_images=n), "label", 2).parts["train"].tolist())
+        for n in (4, 12)
+    )
+    assert len(few) == 4
+    assert few < more
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"holdout": "val"}, "No tile is of the split 'val', which is to be the test part; the tiles have test, train"),
+        ({"group": ["c=a"]}, "has the labels b, which no --data.group names"),
+        ({"group": ["c=a,b"], "label_images": 33}, "label_images is 33, expected at most 32"),
+        ({"folds": 7}, "The class a has 6 patients, but 7 folds"),
+        ({"validation_share": 0.05}, "is less than a patient"),
+        ({"label_images": 2, "validation_share": 0.5}, "would leave a class without one"),
+        ({"tiles": None}, "data.tiles is not given"),
+    ],
+)
+def test_refusals(folder: Path, change: dict[str, object], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        open_labelled(DataSettings(**{"tiles": str(folder), **change}), "label", 0)  # type: ignore[arg-type]
+
+
+def test_a_patient_in_two_parts_is_refused(tmp_path: Path) -> None:
+    rows = [{"label": "ab"[k % 2], "patient": f"p{k // 2}", "split": ("train", "test")[k % 5 == 0]} for k in range(20)]
+    folder = write(tmp_path / "tiles", rows)
+    with pytest.raises(InputError, match=r"4 patients are in two parts, first p0 in train and test; correct"):
+        open_labelled(DataSettings(str(folder)), "label", 0)
+
+
+def test_a_class_missing_from_a_part_is_refused(tmp_path: Path) -> None:
+    rows = [{"label": "aab"[k % 3], "patient": f"p{k}", "split": "train" if k < 6 else "test"} for k in range(8)]
+    folder = write(tmp_path / "tiles", rows)
+    with pytest.raises(InputError, match="The class b has no tile in the test part"):
+        open_labelled(DataSettings(str(folder)), "label", 0)
+
+
+def test_tiles_without_what_is_needed_are_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"48 of 48 tiles have no mask, first .*000\.png; fill the column mask"):
+        open_labelled(DataSettings(str(folder)), "mask", 0)
+    bare = write(tmp_path / "bare", [{"label": "a", "split": "train"}, {"split": "test"}])
+    with pytest.raises(InputError, match=r"1 of 2 tiles have no label, first .*001\.png"):
+        open_labelled(DataSettings(str(bare)), "label", 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"label_fraction": 0.0}, "label_fraction is 0.0"),
+        ({"label_fraction": 0.5, "label_images": 3}, "both say how many labels"),
+        ({"folds": 1}, "data.folds is 1"),
+        ({"validation": "val", "folds": 3}, "exclude each other"),
+        ({"validation_share": 1.0}, "validation_share is 1.0"),
+    ],
+)
+def test_settings_out_of_range(change: dict[str, object], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        DataSettings(**change)  # type: ignore[arg-type]
+
+
+def test_unknown_patients_count_as_their_own(tmp_path: Path) -> None:
+    folder = write(
+        tmp_path / "tiles", [{"label": "ab"[k % 2], "split": ("train", "test")[k // 2 % 2]} for k in range(8)]
+    )
+    found = open_labelled(DataSettings(str(folder)), "label", 0)
+    assert found.facts["patients"] == "0 known, 8 tiles of unknown patient"
+    assert np.array_equal(found.parts["train"], [0, 1, 4, 5])
