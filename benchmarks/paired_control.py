@@ -16,6 +16,7 @@ from tqdm import trange
 
 from histo.codec import encode
 from histo.crops import crop
+from histo.guidance import semantic
 from histo.randomness import draws
 from histo.running.settings import read_settings
 from histo.sampling import Order
@@ -24,7 +25,6 @@ from histo.watershed import segment
 from translate.agreement import means, score_segmenter, score_watershed, to_unit
 from translate.domains import open_domains
 from translate.losses.cycle import cycle
-from translate.losses.guidance import semantic
 from translate.methods.unitpath import Method, Recipe
 
 

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torchvision.ops import FeaturePyramidNetwork
 
 from histo.codec import Form, decode
+from histo.distances import instances_from_distances
 from histo.encoders import Architecture, architecture, build_pyramid, read_card
 from histo.errors import InputError
 from histo.flows import FLOW_SCALE, instances_from
@@ -30,8 +31,8 @@ from histo.stitching import stitch
 SMALLEST = 12  # pixels; what a network draws smaller than this is noise at any magnification in use
 MPP_TOLERANCE = 0.1  # training shows tiles at 0.8 to 1 of their size, so a tenth is nothing new to a network
 
-Head = Literal["maskrcnn", "flows", "semantic", "none"]
-DENSE = {"semantic": 1, "flows": 3}  # values for every pixel
+Head = Literal["maskrcnn", "flows", "distance", "semantic", "none"]
+DENSE = {"semantic": 1, "distance": 2, "flows": 3}  # values for every pixel
 
 
 @dataclass
@@ -44,7 +45,7 @@ class SegmenterSettings:
     """group: GroupNorm instead of the timm model's batch norm; own: as the model comes"""
     pyramid_width: int = 256
     """channels of the feature pyramid"""
-    head: Head = "semantic"
+    head: Literal["maskrcnn", "flows", "semantic", "none"] = "semantic"
     """what finds nuclei beside the mask image. maskrcnn: boxes and masks; flows: Cellpose's flows; semantic: nucleus or
     not, at stride 4; none: only the mask image tells"""
     maskrcnn: MaskRCNNSettings = field(default_factory=MaskRCNNSettings)
@@ -60,13 +61,15 @@ class SegmenterSettings:
 class Reading:
     """What a segmenter sees in a batch of tiles, and how its nuclei are to be read.
 
-    mask: float [N, 3, H, W], mask image in about [-1, 1] (linear output), drawn in the form `form`.
+    mask: float [N, 3, H, W], mask image in about [-1, 1] (linear output), drawn in the form `form`; None from a network
+        that draws none.
     dense: the head's output for every pixel; None where it has none or was left out. semantic: float [N, 1, H, W],
-        logits of "this pixel is nucleus"; flows: float [N, 3, H, W], flows times `FLOW_SCALE` and these logits.
+        logits of "this pixel is nucleus"; flows: float [N, 3, H, W], flows times `FLOW_SCALE` and these logits;
+        distance: float [N, 2, H, W], hills (see `histo.distances`) and these logits.
     pyramid: of head maskrcnn, the features it reads; detections: what it finds in each tile, when not training.
     """
 
-    mask: Tensor
+    mask: Tensor | None
     dense: Tensor | None
     head: Head = "semantic"
     form: Form = "paper"
@@ -244,11 +247,12 @@ def segment(reader: Reader, image: NDArray[np.uint8], tile: int, batch: int = 16
     def look(tiles: Tensor, corners: list[Corner]) -> Tensor:
         nonlocal last
         last = reader(tiles.to(device))
-        return last.mask if last.dense is None else torch.cat([last.mask, last.dense], 1)
+        return torch.cat([maps for maps in (last.mask, last.dense) if maps is not None], 1)
 
     def decoded(maps: NDArray[np.float32]) -> NDArray[np.int32]:
         assert last is not None
-        mask, dense = torch.from_numpy(maps[None]).split([3, len(maps) - 3], 1)
+        drawn = 0 if last.mask is None else 3
+        mask, dense = torch.from_numpy(maps[None]).split([drawn, len(maps) - drawn], 1)
         return instances_of(replace(last, mask=mask, dense=dense), 0)
 
     return stitch(blend(look, image, grid, batch), size, decoded)
@@ -257,19 +261,26 @@ def segment(reader: Reader, image: NDArray[np.uint8], tile: int, batch: int = 16
 def instances_of(reading: Reading, index: int) -> NDArray[np.int32]:
     """The nuclei of one tile of a reading, as an instance map, int32 [H, W].
 
-    head none: what the mask image shows. flows: where the flows lead. maskrcnn: the masks of what was detected.
+    head none: what the mask image shows. flows: where the flows lead. distance: a watershed from the hills. maskrcnn:
+    the masks of what was detected.
 
     head semantic: the interiors of the drawn mask are seeds, which the drawn outlines part; the logits say how far a
     seed may grow. Foreground without a seed becomes a nucleus of its own.
     """
     if reading.head == "maskrcnn":
         assert reading.detections is not None
-        size = (reading.mask.shape[2], reading.mask.shape[3])
-        return paint(reading.detections[index], size, min_area=SMALLEST)
+        assert reading.pyramid is not None
+        side = reading.pyramid[0].shape[2:]  # P2, of stride 4
+        return paint(reading.detections[index], (4 * side[0], 4 * side[1]), min_area=SMALLEST)
     if reading.head == "flows":
         assert reading.dense is not None
         dense = reading.dense[index].float().cpu().numpy()
         return instances_from(dense[:2] / FLOW_SCALE, dense[2], min_area=SMALLEST)
+    if reading.head == "distance":
+        assert reading.dense is not None
+        hills, logits = reading.dense[index].float().cpu().numpy()
+        return instances_from_distances(hills, logits, min_area=SMALLEST)
+    assert reading.mask is not None
     drawn = ((reading.mask[index].float() + 1) / 2).clamp(0, 1).cpu().numpy()
     if reading.head == "none":
         return decode(drawn, min_area=SMALLEST, form=reading.form)

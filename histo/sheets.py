@@ -3,6 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+from skimage.segmentation import find_boundaries
 
 HEADER = 16  # pixels
 
@@ -25,3 +26,12 @@ def sheet(columns: dict[str, NDArray[np.uint8]]) -> NDArray[np.uint8]:
             picture = Image.fromarray(tile.transpose(1, 2, 0)).resize((side * zoom,) * 2, Image.Resampling.NEAREST)
             page.paste(picture, (across * cell + 2, HEADER + down * cell + 2))
     return np.asarray(page)
+
+
+def outlined(
+    image: NDArray[np.uint8], instances: NDArray[np.integer], colour: tuple[int, int, int] = (0, 255, 0)
+) -> NDArray[np.uint8]:
+    """A tile with the outlines of its nuclei, uint8 [3, H, W]; of an instance map, integer [H, W]."""
+    picture = image.copy()
+    picture[:, find_boundaries(instances, mode="inner")] = np.array(colour, dtype=np.uint8)[:, None]
+    return picture

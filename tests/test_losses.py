@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from histo.errors import InputError
+from histo.guidance import semantic
 from histo.running.updates import NonFiniteLoss, weighted_sum
 from translate.losses.adversarial import (
     least_squares,
@@ -16,7 +17,6 @@ from translate.losses.adversarial import (
     r1_penalty,
 )
 from translate.losses.cycle import cycle
-from translate.losses.guidance import semantic
 from translate.methods.unitpath import LossSettings
 
 

@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from histo import guidance
 from histo.errors import InputError
 from histo.running import checkpoints
 from histo.running.tracking import read_log
 from tests.launching import assert_same_weights, start, wait_for
 from translate import train
-from translate.losses import guidance
 from translate.train import main
 
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from histo.encoders import STRIDES
 from histo.errors import InputError
+from histo.guidance import guidance
 from histo.maskrcnn import BOX_SIDE, TERMS, MaskRCNNSettings, pool
 from histo.segmenters import Head
 from pretrain import objective
@@ -26,7 +27,6 @@ from pretrain.objective import Batch, Context, Tensors
 from pretrain.projector import projector
 from pretrain.views import draw_geometry, view, warp_instances
 from translate.inference import open_translator
-from translate.losses.guidance import guidance
 from translate.networks.comod import CoModGenerator
 
 
@@ -80,7 +80,7 @@ class InstanceSettings:
 
 @dataclass
 class Known:
-    """The nuclei of tiles, as `translate.losses.guidance` asks for them."""
+    """The nuclei of tiles, as `histo.guidance` asks for them."""
 
     indices: list[int]
     instances: Tensor | None

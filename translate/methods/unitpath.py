@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from histo.errors import InputError
+from histo.guidance import guidance
 from histo.running.processes import together
 from histo.running.updates import Update
 from histo.segmenters import Reader, Segmenter, SegmenterSettings
@@ -20,7 +21,6 @@ from translate.engine import Batch, Export, Translator
 from translate.losses import refuse_weights
 from translate.losses.adversarial import least_squares, least_squares_generator, logistic, non_saturating, r1_penalty
 from translate.losses.cycle import cycle
-from translate.losses.guidance import guidance
 from translate.networks.comod import CoModGenerator
 from translate.networks.discriminators import DiscriminatorSettings, PatchDiscriminator, TissueDiscriminator
 from translate.networks.generators import GeneratorSettings, build_generator

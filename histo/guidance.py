@@ -1,4 +1,4 @@
-"""Guidance: what a head must find in tissue whose nuclei are known, as in tissue that G rendered from a mask."""
+"""Guidance: what a head must find in tissue whose nuclei are known, by labels or as G rendered it from a mask."""
 
 from typing import Protocol
 
@@ -19,7 +19,7 @@ class Seen(Protocol):
 
 
 class Known(Protocol):
-    """The nuclei of these tiles, as a `translate.engine.Batch` knows them."""
+    """The nuclei of these tiles."""
 
     indices: list[int]
     instances: Tensor | None

@@ -1,0 +1,74 @@
+"""What a task brings to the training loop: a network, what a crop must carry, losses, scores and pictures."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from downstream.labelled import Labelled, Needs
+from histo.encoders import Start
+from histo.tiles import Tile, TileSet
+
+if TYPE_CHECKING:
+    from downstream.recipe import Recipe
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass
+class Evaluation:
+    """How a network does on tiles.
+
+    Attributes:
+        scores: by name; higher is better for the one that the task chooses by.
+        cases: the scores of every tile alone, by its key, in the order of the tiles.
+    """
+
+    scores: dict[str, float]
+    cases: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+class Task(Protocol):
+    """Something to learn from labelled tiles on top of an encoder."""
+
+    NEEDS: Needs
+    CHOSEN: str  # name of the score that says which network is best
+
+    def __init__(self, recipe: "Recipe", start: Start, labelled: Labelled, seed: int) -> None: ...
+
+    @property
+    def network(self) -> nn.Module:
+        """What learns."""
+        ...
+
+    def encoder_weights(self) -> list[nn.Parameter]:
+        """Those of the network's weights that the encoder brought."""
+        ...
+
+    def item(self, tile: Tile, index: int) -> Tensors:
+        """What a crop of a tile gives to the loss beside its image; runs in a loader's worker."""
+        ...
+
+    def losses(self, images: Tensor, items: Tensors) -> Tensors:
+        """Named terms of the loss of a batch.
+
+        Args:
+            images: float [N, 3, H, W], levels 0 to 255.
+            items: what `item` gave, batched, and `index` int64 [N].
+        """
+        ...
+
+    def evaluate(self, network: nn.Module, tiles: TileSet) -> Evaluation:
+        """Scores of a network of this task, in evaluation mode, on whole tiles."""
+        ...
+
+    def draw(self, network: nn.Module, tile: Tile) -> NDArray[np.uint8]:
+        """A picture for people, uint8 [H, W', 3]: the tile, its label, the prediction, and where they differ."""
+        ...
+
+    def export(self, network: nn.Module, card: dict[str, Any], folder: Path) -> Path:
+        """Write what users load; returns the file."""
+        ...
