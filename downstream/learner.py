@@ -58,7 +58,7 @@ class Learner:
         self.images += self.train.batch_size
         return found
 
-    def _mean(self, means: Any, weights: Any, steps: Tensor) -> None:
+    def _mean(self, means: Any, weights: Any, steps: Tensor | int) -> None:
         """One step of the running means, which keep less while there are few steps to take the mean of."""
         kept = min(self.train.average, (1 + int(steps)) / (10 + int(steps)))
         for mean, weight in zip(means, weights, strict=True):

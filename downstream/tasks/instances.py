@@ -23,7 +23,7 @@ from histo.sheets import outlined
 from histo.tiles import Tile, TileSet
 
 if TYPE_CHECKING:
-    pass
+    from downstream.recipe import Recipe
 
 
 @dataclass
