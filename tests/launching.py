@@ -11,7 +11,9 @@ import torch
 from histo.running import checkpoints
 
 ROOT = Path(__file__).parents[1]
-TRANSLATE, PRETRAIN = (str(ROOT / package / "train.py") for package in ("translate", "pretrain"))
+TRANSLATE, PRETRAIN, DOWNSTREAM = (
+    str(ROOT / package / "train.py") for package in ("translate", "pretrain", "downstream")
+)
 ALONE = [sys.executable]
 PAIR = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}

@@ -1,0 +1,144 @@
+"""Learning from labels end to end: it learns, it resumes bit for bit, seeds add up, and mistakes are one sentence."""
+
+import json
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from downstream.train import main
+from histo import instance_networks
+from histo.errors import InputError
+from histo.instance_networks import Flipped, InstanceNetwork, InstanceSettings
+from histo.phantom import PhantomTissue
+from histo.running import checkpoints
+from histo.segmenters import segment
+from histo.tiles.tables import write_folder
+from tests.launching import DOWNSTREAM, assert_same_weights, start, wait_for
+
+
+@pytest.fixture(scope="module")
+def tissue(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 phantom tiles of 96² of twelve patients, the last eight to score."""
+    tiles = PhantomTissue(0, size=96, count=24)
+    folder = tmp_path_factory.mktemp("downstream") / "tiles"
+    write_folder(
+        (replace(tiles[k], split="train" if k < 16 else "test", patient=f"p{k // 2}") for k in range(24)), folder
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def arguments(tissue: Path) -> list[str]:
+    """A training small enough for seconds: 40 steps of 4 crops."""
+    settings = {
+        "data.tiles": tissue,
+        "crop.size": 64,
+        "encoder.architecture": "test_resnet",
+        "instances.flips": "false",
+        "train.images": 160,
+        "train.batch_size": 4,
+        "train.log_every": 16,
+        "train.save_every": 32,
+        "train.look_every": 160,
+    }
+    return [text for name, value in settings.items() for text in (f"--{name}", str(value))]
+
+
+@pytest.fixture(scope="module")
+def finished(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("finished") / "run"
+    main([*arguments, "--data.workers", "0", "--run.dir", str(run), "--seeds", "[0,1]"])
+    return run
+
+
+def test_the_run_folder_holds_what_users_load(finished: Path) -> None:
+    metrics = json.loads((finished / "metrics.json").read_text())
+    of_seed = [json.loads((finished / f"seed{seed}" / "metrics.json").read_text())["scores"]["dice"] for seed in (0, 1)]
+    assert metrics["scores"]["dice"]["mean"] == pytest.approx(np.mean(of_seed))
+    assert metrics["scores"]["dice"]["sd"] == pytest.approx(np.std(of_seed, ddof=1))
+    assert metrics["facts"]["test"] == "8 tiles · 4 patients"
+    report = (finished / "report.html").read_text()
+    assert "http://" not in report
+    network, card = instance_networks.load(finished / "seed0" / "export" / "instances.safetensors")
+    assert (card["tile_size"], card["mpp"], card["images_seen"]) == (64, 0.5, 160)
+    found = segment(network, PhantomTissue(9, size=100)[0].image, card["tile_size"])
+    assert found.shape == (100, 100)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_stopped_run_resumes_bit_for_bit(
+    arguments: list[str], finished: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    run = tmp_path / "run"
+    process = start([*arguments, "--seeds", "[0,1]"], run, script=DOWNSTREAM)
+    wait_for(run / "seed0" / "checkpoints" / "000000000064", process)
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=120)
+    if number != signal.SIGKILL:
+        assert process.returncode == 0, errors
+        assert f"Stopped by {number.name}" in output
+    assert not (run / "seed0" / "metrics.json").exists(), "the run was over before it was stopped"
+    process = start([*arguments, "--seeds", "[0,1]"], run, script=DOWNSTREAM)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    for seed in (0, 1):
+        assert_same_weights(run / f"seed{seed}", finished / f"seed{seed}", 160)
+    assert (
+        json.loads((run / "metrics.json").read_text())["by_seed"]
+        == json.loads((finished / "metrics.json").read_text())["by_seed"]
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["flows", "distance"])
+def test_it_learns(tissue: Path, tmp_path: Path, head: str) -> None:
+    """A small U-Net on sixteen tiles finds most nuclei of other patients."""
+    settings = ["--data.tiles", str(tissue), "--crop.size", "64", "--encoder.architecture", "test_resnet"]
+    settings += ["--train.images", "1600", "--instances.head", head, "--data.workers", "0", "--train.precision", "fp32"]
+    main([*settings, "--run.dir", str(tmp_path / "run")])
+    scores = json.loads((tmp_path / "run" / "metrics.json").read_text())["scores"]
+    assert scores["dice"]["mean"] > 0.7
+    assert scores["aji"]["mean"] > 0.4
+
+
+def test_flips_of_a_mirrored_tile_are_the_mirrored_flips() -> None:
+    """The mean over four mirrorings commutes with a mirroring, flows with their signs."""
+    torch.manual_seed(0)
+    network = InstanceNetwork(InstanceSettings("test_resnet")).eval()
+    image = torch.rand(1, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        plain, mirrored = Flipped(network)(image).dense, Flipped(network)(image.flip(3)).dense
+        bare = network(image.flip(3)).dense
+    assert plain is not None
+    assert mirrored is not None
+    assert bare is not None
+    signs = torch.tensor([1.0, -1.0, 1.0]).view(1, 3, 1, 1)
+    torch.testing.assert_close(mirrored.flip(3) * signs, plain, rtol=1e-4, atol=1e-5)
+    assert (bare.flip(3) * signs - plain).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        (["--data.label_images", "17"], "label_images is 17, expected at most 16"),
+        (["--data.holdout", "val"], "No tile is of the split 'val'"),
+        (["--encoder.source", "nowhere.safetensors"], "There is no nowhere.safetensors"),
+        (["--seeds", "[0,0]"], r"seeds is \[0, 0\], expected different"),
+        (["--crop.size", "50"], "crop.size is 50, expected a multiple of 32"),
+        (["--instances.decoder", "pyramid"], "pyramid"),
+    ],
+)
+def test_refusals(arguments: list[str], tmp_path: Path, extra: list[str], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        main([*arguments, "--data.workers", "0", "--run.dir", str(tmp_path / "run"), *extra])
+
+
+def test_a_dry_run_trains_nothing(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main([*arguments, "--run.dir", str(tmp_path / "run"), "--dry_run"])
+    assert "16 of 16 training tiles, 1 training(s)" in capsys.readouterr().out
+    assert not checkpoints.complete(tmp_path / "run" / "seed0" / "checkpoints")
