@@ -18,7 +18,7 @@ def drawn(seed, count=60, classes=4, grain=20):
     """Probabilities with ties, and labels that they know something of; each class occurs."""
     rng = np.random.default_rng(seed)
     labels = np.concatenate([np.arange(classes), rng.integers(0, classes, count - classes)])
-    votes = rng.multinomial(grain, 0.6 * np.eye(classes)[labels] + 0.4 / classes)
+    votes = rng.multinomial(grain, 0.15 * np.eye(classes)[labels] + 0.85 / classes)
     return torch.from_numpy(votes / grain), torch.from_numpy(labels)
 
 

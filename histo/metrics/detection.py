@@ -120,12 +120,16 @@ def detection_counts(
 
 def centroids(instances: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Ids of the nuclei, int64 [N] ascending, and the mean row and column of their pixels, float64 [N, 2]."""
-    rows, columns = np.nonzero(instances)
-    number = renumber(instances)[rows, columns] - 1
-    areas = np.bincount(number)
-    ids = np.empty(len(areas), dtype=np.int64)
-    ids[number] = instances[rows, columns]
-    return ids, np.stack([np.bincount(number, rows), np.bincount(number, columns)], axis=1) / areas[:, None]
+    numbers = renumber(instances)
+    height, width = numbers.shape
+    sums = (
+        np.bincount(numbers.ravel(), weights)[1:]
+        for weights in (None, np.repeat(np.arange(height, dtype=float), width), np.tile(np.arange(width), height))
+    )
+    areas, rows, columns = sums
+    ids = np.zeros(len(areas) + 1, dtype=np.int64)
+    ids[numbers] = instances
+    return ids[1:], np.stack([rows, columns], axis=1) / areas[:, None]
 
 
 def near_pairs(
