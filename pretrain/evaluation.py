@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from histo.errors import InputError
+from histo.metrics.classification import scores
 from histo.probes import (
     PixelProbe,
     centred,
@@ -20,7 +21,6 @@ from histo.probes import (
     folds,
     knn,
     pyramid_of,
-    scores,
     spread,
     stain_sensitivity,
     uniformity,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
 from histo.errors import InputError
+from histo.metrics.classification import scores
 from histo.phantom import PhantomTissue
 from histo.probes import (
     alignment,
@@ -28,7 +29,6 @@ from histo.probes import (
     folds,
     in_stains,
     knn,
-    scores,
     spread,
     stain_sensitivity,
     uniformity,

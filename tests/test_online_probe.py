@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from histo.errors import InputError
+from histo.metrics.classification import scores
 from histo.phantom import PhantomTissue
-from histo.probes import fit_linear, knn, scores
+from histo.probes import fit_linear, knn
 from histo.tiles import open_tiles
 from histo.tiles.tables import write_folder
 from pretrain.online import OnlineProbe, ProbeSettings

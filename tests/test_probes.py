@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from torchmetrics.functional.classification import multiclass_accuracy, multiclass_f1_score
 
 from histo.errors import InputError
 from histo.probes import (
@@ -16,7 +15,6 @@ from histo.probes import (
     fit_linear,
     folds,
     knn,
-    scores,
     spread,
     uniformity,
 )
@@ -30,24 +28,6 @@ def numbers(*shape: int, stream: str = "features") -> torch.Tensor:
 
 def classes_of(count: int, classes: int, stream: str = "classes") -> torch.Tensor:
     return torch.from_numpy(draws(0, stream, 0).integers(0, classes, count))
-
-
-def test_scores_are_those_of_torchmetrics() -> None:
-    truth, guess = classes_of(200, 4), classes_of(200, 4, "guesses")
-    guess = torch.where(numbers(200) > 0, truth, guess)
-    found = scores(guess, truth, 4)
-    assert found["accuracy"] == pytest.approx(float((guess == truth).float().mean()))
-    assert found["balanced_accuracy"] == pytest.approx(float(multiclass_accuracy(guess, truth, 4, average="macro")))
-    assert found["macro_f1"] == pytest.approx(float(multiclass_f1_score(guess, truth, 4, average="macro")))
-
-
-def test_scores_count_the_classes_that_occur() -> None:
-    found = scores(torch.tensor([0, 0, 1, 2]), torch.tensor([0, 0, 0, 1]), 5)
-    assert found["accuracy"] == 0.5
-    assert found["balanced_accuracy"] == pytest.approx((2 / 3 + 0) / 2)
-    assert found["macro_f1"] == pytest.approx((4 / 5 + 0 + 0) / 3)  # 2 was guessed, 3 and 4 never occur
-    with pytest.raises(InputError, match="no tiles"):
-        scores(torch.tensor([], dtype=torch.long), torch.tensor([], dtype=torch.long), 2)
 
 
 @pytest.mark.parametrize("k", [1, 5, 1000])

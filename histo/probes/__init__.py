@@ -5,15 +5,13 @@
 | `embedding` | tiles and encoder to features; the encoder is left as it was |
 | `neighbours`, `linear` | classification by k nearest neighbours and by logistic regression |
 | `splits` | parts of a set without a common patient |
-| `classification` | accuracy, balanced accuracy, macro-F1 |
 | `geometry` | without labels: alignment, uniformity, spread, effective rank |
 | `restaining` | how far an embedding follows the stain |
 | `pixels` | a linear head on every pixel: where the nuclei are |
 
-Features are float [N, D], classes int64 [N] from 0.
+Features are float [N, D], classes int64 [N] from 0. Accuracy and the like are those of `histo.metrics.classification`.
 """
 
-from histo.probes.classification import scores
 from histo.probes.embedding import embed, fitted, frozen
 from histo.probes.geometry import alignment, centred, effective_rank, spread, uniformity
 from histo.probes.linear import Linear, choose_penalty, fit_chosen, fit_linear
@@ -49,7 +47,6 @@ __all__ = [
     "knn",
     "like_targets",
     "pyramid_of",
-    "scores",
     "spread",
     "stain_sensitivity",
     "uniformity",
