@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
+from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -90,6 +91,9 @@ class Learner:
                 for weight in self.task.encoder_weights():
                     weight.requires_grad_(False)
                 continue
+            if of_encoder and self.train.layer_decay < 1:
+                groups += self._by_layer()
+                continue
             weights = [
                 (name, weight)
                 for name, weight in self.task.network.named_parameters()
@@ -133,6 +137,19 @@ class Learner:
 
     def _averaged(self) -> nn.Module:
         return self.average.module.eval()
+
+    def _by_layer(self) -> list[dict[str, Any]]:
+        """The encoder's weights by timm's layers, the lower the slower (Bao et al. 2022, BEiT)."""
+        encoder: Any = getattr(self.task.network, "encoder", None)
+        if not hasattr(encoder, "group_matcher"):
+            raise InputError(
+                f"train.layer_decay is {self.train.layer_decay:g}, but task {self.recipe.task} does not keep its "
+                "encoder in timm's layers; give 1, or --train.encoder_rate."
+            )
+        found = param_groups_layer_decay(encoder, self.train.weight_decay, layer_decay=self.train.layer_decay)
+        for group in found:
+            group["share"] = group.pop("lr_scale") * self.train.encoder_rate
+        return found
 
     def checkpoint(self, facts: dict[str, Any]) -> Checkpoint:
         """Everything that a resumed run needs."""

@@ -6,7 +6,9 @@ from typing import ClassVar, Literal
 
 from downstream.labelled import DataSettings
 from downstream.tasks import NAMES
+from downstream.tasks.classify import ClassifySettings
 from downstream.tasks.instances import InstancesSettings
+from downstream.tasks.segment import SegmentSettings
 from histo.errors import InputError
 from histo.running.runs import RunSettings
 
@@ -59,6 +61,8 @@ class TrainSettings:
     """of AdamW, at its highest"""
     encoder_rate: float = 1.0
     """learning rate of the encoder, as a share of the others'"""
+    layer_decay: float = 1.0
+    """of task classify: each layer of the encoder learns at this share of the rate of the one above it"""
     weight_decay: float = 0.01
     """of weights alone, not of biases and norms"""
     warmup: float = 0.05
@@ -80,6 +84,8 @@ class TrainSettings:
                 raise InputError(f"train.{name} is {getattr(self, name)}, expected 1 or more.")
         if not 0 < self.learning_rate < 10:
             raise InputError(f"train.learning_rate is {self.learning_rate}, expected a number in (0, 10).")
+        if not 0 < self.layer_decay <= 1:
+            raise InputError(f"train.layer_decay is {self.layer_decay}, expected a share above 0, at most 1.")
         for name in ("warmup", "average", "weight_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"train.{name} is {getattr(self, name)}, expected a number in [0, 1).")
@@ -113,12 +119,14 @@ class Recipe:
         "seeds",
     )
 
-    task: Literal["instances"] = "instances"
+    task: Literal["classify", "instances", "segment"] = "instances"
     """what to learn"""
     data: DataSettings = field(default_factory=DataSettings)
     crop: CropSettings = field(default_factory=CropSettings)
     encoder: EncoderSettings = field(default_factory=EncoderSettings)
+    classify: ClassifySettings = field(default_factory=ClassifySettings)
     instances: InstancesSettings = field(default_factory=InstancesSettings)
+    segment: SegmentSettings = field(default_factory=SegmentSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     run: RunSettings = field(default_factory=RunSettings)
     seeds: list[int] = field(default_factory=lambda: [0])

@@ -1,5 +1,6 @@
 """Crops of labelled tiles by global image index: the same in every process, worker and life of a run."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,20 +9,26 @@ from torch.utils.data import Dataset
 from downstream.recipe import CropSettings
 from downstream.task import Task
 from histo.crops import crop
+from histo.probes.embedding import fitted
 from histo.randomness import draws
 from histo.sampling import Order
 from histo.tiles import TileSet
 
 
 class LabelledCrops(Dataset[dict[str, Any]]):
-    """An item is a dict: `image` uint8 [3, s, s], `index` int, and what the task's `item` gives of the crop."""
+    """Crops, or whole tiles resized to the size of a crop, turned and mirrored.
 
-    def __init__(self, tiles: TileSet, task: Task, settings: CropSettings, seed: int) -> None:
-        self.tiles, self.task, self.settings, self.seed = tiles, task, settings, seed
+    An item is a dict: `image` uint8 [3, s, s], `index` int, and what the task's `item` gives of the crop.
+    """
+
+    def __init__(self, tiles: TileSet, task: Task, settings: CropSettings, seed: int, whole: bool = False) -> None:
+        self.tiles, self.task, self.settings, self.seed, self.whole = tiles, task, settings, seed, whole
         self.order = Order(seed, "labelled order", [len(tiles)])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        tile = self.tiles[self.order(index)]
+        tile = self.task.prepared(self.tiles[self.order(index)])
         generator = draws(self.seed, "labelled crop", index)
-        cut = crop(tile, self.settings.size, generator, smallest_side=self.settings.smallest)
+        if self.whole:
+            tile = replace(tile, image=fitted(tile, self.settings.size), instances=None)
+        cut = crop(tile, self.settings.size, generator, smallest_side=1 if self.whole else self.settings.smallest)
         return {"image": torch.from_numpy(cut.image), "index": index, **self.task.item(cut, index)}

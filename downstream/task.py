@@ -48,6 +48,10 @@ class Task(Protocol):
         """Those of the network's weights that the encoder brought."""
         ...
 
+    def prepared(self, tile: Tile) -> Tile:
+        """A tile as crops are to be cut from it."""
+        ...
+
     def item(self, tile: Tile, index: int) -> Tensors:
         """What a crop of a tile gives to the loss beside its image; runs in a loader's worker."""
         ...

@@ -103,7 +103,8 @@ def train(
         learner = Learner(recipe, task, accelerator, seed)
         if checkpoint is not None:
             learner.restore(checkpoint)
-        crops = LabelledCrops(labelled.part(TRAIN), task, recipe.crop, seed)
+        whole = recipe.task == "classify" and recipe.classify.whole
+        crops = LabelledCrops(labelled.part(TRAIN), task, recipe.crop, seed, whole)
         clock = ImageClock(
             learner.images,
             recipe.train.images,

@@ -70,6 +70,9 @@ class Instances:
     def encoder_weights(self) -> list[nn.Parameter]:
         return list(self.network.encoder.parameters())
 
+    def prepared(self, tile: Tile) -> Tile:
+        return tile
+
     def item(self, tile: Tile, index: int) -> Tensors:
         assert tile.instances is not None
         known = {"instances": torch.from_numpy(tile.instances)}

@@ -1,0 +1,42 @@
+"""Losses of classes: cross-entropy, focal, and their weights."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Loss = Literal["cross_entropy", "focal"]
+Weights = Literal["none", "inverse"]
+
+
+def class_loss(logits: Tensor, numbers: Tensor, kind: Loss, weights: Tensor | None, gamma: float) -> Tensor:
+    """Cross-entropy, or the focal loss (Lin et al., ICCV 2017, equation 4): −(1 − p)^γ · log p of the true class.
+
+    Args:
+        logits: float [N, C]; numbers: int64 [N], classes from 0.
+        weights: float [C], each image counts with that of its class and the loss is their weighted mean; None: alike.
+        gamma: of the focal loss; 0 is cross-entropy.
+
+    Returns:
+        float32, a scalar.
+    """
+    if kind == "cross_entropy":
+        return F.cross_entropy(logits.float(), numbers, weights)
+    log = F.log_softmax(logits.float(), dim=1).gather(1, numbers[:, None])[:, 0]
+    each = -((1 - log.exp()) ** gamma) * log
+    if weights is None:
+        return each.mean()
+    own = weights[numbers]
+    return (own * each).sum() / own.sum()
+
+
+def class_weights(numbers: Tensor, classes: int, kind: Weights) -> Tensor | None:
+    """Weights of classes; inverse: those with which every class counts alike, of mean 1 over images.
+
+    Args:
+        numbers: int64 [N], the class of each training image; every class occurs.
+    """
+    if kind == "none":
+        return None
+    return len(numbers) / (classes * torch.bincount(numbers, minlength=classes).float())

@@ -1,0 +1,145 @@
+"""Classes of tiles by a whole encoder that is fine-tuned, with a linear layer on its pooled features."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from torch import Tensor, nn
+
+from downstream.labelled import TRAIN, Labelled
+from downstream.losses import Loss, Weights, class_loss, class_weights
+from downstream.task import Evaluation, Tensors
+from histo.encoders import Start, pooled, write_card
+from histo.errors import InputError
+from histo.metrics.classification import classification_scores
+from histo.probes.embedding import fitted, scaled
+from histo.tiles import Tile, TileSet
+
+if TYPE_CHECKING:
+    from downstream.recipe import Recipe
+
+BATCH = 64
+KIND = "classifier"
+
+
+@dataclass
+class ClassifySettings:
+    """How classes are learned."""
+
+    loss: Loss = "cross_entropy"
+    """cross_entropy, or focal: less of what is right already"""
+    gamma: float = 2.0
+    """of the focal loss"""
+    weights: Weights = "none"
+    """inverse: every class counts alike, however many tiles it has"""
+    whole: bool = True
+    """learn from whole tiles, resized to crop.size, as they are scored; false: from crops of that size"""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.gamma <= 10:
+            raise InputError(f"classify.gamma is {self.gamma}, expected 0 to 10.")
+
+
+class Classifier(nn.Module):
+    """Tile → logits of its classes.
+
+    Args:
+        encoder: without classifier.
+        width: of its pooled features.
+        mean, std: of each channel, of levels scaled to [0, 1].
+    """
+
+    def __init__(self, encoder: nn.Module, width: int, classes: int, mean: tuple[float, ...], std: tuple[float, ...]):
+        super().__init__()
+        self.encoder, self.mean, self.std = encoder, mean, std
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """float or uint8 [N, 3, H, W], levels 0 to 255 → float [N, classes]."""
+        return self.head(pooled(self.encoder(scaled(images, self.mean, self.std))))
+
+
+class Classify:
+    """Classes of tiles with labels."""
+
+    NEEDS: Literal["label"] = "label"
+    CHOSEN = "balanced_accuracy"
+
+    def __init__(self, recipe: "Recipe", start: Start, labelled: Labelled, seed: int) -> None:
+        self.settings, self.side, self.labelled = recipe.classify, recipe.crop.size, labelled
+        mean, std = (tuple(start.facts[key] or (0.5,) * 3) for key in ("mean", "std"))
+        with torch.no_grad():
+            width = pooled(start.encoder.eval()(torch.zeros(1, 3, self.side, self.side))).shape[1]
+        self.start = start
+        self.network = Classifier(start.encoder, width, len(labelled.classes), mean, std)
+        self.number = {
+            (entry.source, entry.key): int(number)
+            for entry, number in zip(labelled.tiles.entries, labelled.numbers, strict=True)
+        }
+        numbers = torch.from_numpy(labelled.numbers[labelled.parts[TRAIN]])
+        self.weights = class_weights(numbers, len(labelled.classes), self.settings.weights)
+
+    def encoder_weights(self) -> list[nn.Parameter]:
+        return list(self.network.encoder.parameters())
+
+    def prepared(self, tile: Tile) -> Tile:
+        return tile
+
+    def item(self, tile: Tile, index: int) -> Tensors:
+        return {"number": torch.tensor(self.number[tile.source, tile.key])}
+
+    def losses(self, images: Tensor, items: Tensors) -> Tensors:
+        weights = None if self.weights is None else self.weights.to(images.device)
+        logits = self.network(images)
+        return {"class": class_loss(logits, items["number"], self.settings.loss, weights, self.settings.gamma)}
+
+    def probabilities(self, network: nn.Module, tiles: TileSet) -> Tensor:
+        """float32 [N, C] of whole tiles."""
+        device = next(network.parameters()).device
+        found = []
+        for first in range(0, len(tiles), BATCH):
+            some = [fitted(tiles[k], self.side) for k in range(first, min(first + BATCH, len(tiles)))]
+            found.append(network(torch.from_numpy(np.stack(some)).to(device)).float().softmax(1).cpu())
+        return torch.cat(found)
+
+    def evaluate(self, network: nn.Module, tiles: TileSet) -> Evaluation:
+        found = self.probabilities(network, tiles)
+        truth = torch.tensor([self.number[entry.source, entry.key] for entry in tiles.entries])
+        scores = classification_scores(found, truth, self.labelled.classes)
+        named = {name: getattr(scores, name) for name in ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "ece")}
+        cases = {
+            f"{entry.source}/{entry.key}": {"accuracy": float(one.argmax() == label), "p_true": float(one[label])}
+            for entry, one, label in zip(tiles.entries, found, truth, strict=True)
+        }
+        return Evaluation({name: value for name, value in named.items() if value is not None}, cases)
+
+    def draw(self, network: nn.Module, tile: Tile) -> NDArray[np.uint8]:
+        device = next(network.parameters()).device
+        image = torch.from_numpy(fitted(tile, self.side).copy())[None].to(device)
+        found = network(image).float().softmax(1)[0].cpu()
+        names, best = self.labelled.classes, int(found.argmax())
+        page = Image.new("RGB", (self.side, self.side + 32), "white")
+        page.paste(Image.fromarray(fitted(tile, self.side).transpose(1, 2, 0)), (0, 32))
+        pen = ImageDraw.Draw(page)
+        truth = names[self.number[tile.source, tile.key]]
+        pen.text((2, 2), truth, fill="black")
+        pen.text((2, 16), f"{names[best]} {found[best]:.2f}", fill="green" if names[best] == truth else "red")
+        return np.asarray(page)
+
+    def export(self, network: nn.Module, card: dict[str, Any], folder: Path) -> Path:
+        assert isinstance(network, Classifier)
+        path = folder / "classifier.safetensors"
+        own = {
+            **self.start.architecture.card,
+            "kind": KIND,
+            "classes": self.labelled.classes,
+            "tile_size": self.side,
+            "mean": list(network.mean),
+            "std": list(network.std),
+        }
+        write_card(path, network.state_dict(), {**card, **own})
+        return path

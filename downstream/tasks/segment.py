@@ -1,0 +1,191 @@
+"""Regions: the class of every pixel by an encoder and any decoder of smp, such as glands or tissue."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from downstream.labelled import Labelled
+from downstream.task import Evaluation, Tensors
+from histo.dense import Decoder, DenseNetwork
+from histo.encoders import Start, write_card
+from histo.errors import InputError
+from histo.overlap import Corner, Grid, blend
+from histo.sheets import outlined
+from histo.tiles import Tile, TileSet
+
+if TYPE_CHECKING:
+    from downstream.recipe import Recipe
+
+IGNORED = -100  # torch's number of pixels that no loss and no score counts
+KIND = "regions"
+
+
+@dataclass
+class SegmentSettings:
+    """Which regions there are, and how they are learned."""
+
+    classes: list[str] = field(default_factory=lambda: ["background", "foreground"])
+    """names of the mask's values 0, 1, …; of two the second is every value above 0"""
+    ignore: int | None = None
+    """value of the mask that is neither learned nor scored"""
+    decoder: Decoder = "unet"
+    """of segmentation_models_pytorch"""
+    dice: float = 1.0
+    """weight of the Dice loss beside cross-entropy of weight 1"""
+    weights: list[float] | None = None
+    """of the classes in the cross-entropy; null: all alike"""
+
+    def __post_init__(self) -> None:
+        if not 2 <= len(self.classes) <= 255 or len(set(self.classes)) < len(self.classes):
+            raise InputError(f"segment.classes is {self.classes}, expected 2 to 255 different names.")
+        if self.dice < 0:
+            raise InputError(f"segment.dice is {self.dice}, expected 0 or more.")
+        if self.weights is not None and (len(self.weights) != len(self.classes) or min(self.weights) <= 0):
+            raise InputError(
+                f"segment.weights is {self.weights}, expected a number above 0 for each of the {len(self.classes)} "
+                "classes."
+            )
+
+
+class Regions(nn.Module):
+    """Tile → logits of every pixel; height and width must be multiples of 32."""
+
+    def __init__(self, dense: DenseNetwork, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.dense, self.mean, self.std = dense, mean, std
+
+    def forward(self, image: Tensor) -> Tensor:
+        """float [N, 3, H, W] in [-1, 1] → float32 [N, classes, H, W]."""
+        mean, std = (image.new_tensor(values).view(1, 3, 1, 1) for values in (self.mean, self.std))
+        return self.dense(((image + 1) / 2 - mean) / std)
+
+
+class Segment:
+    """Regions of tiles with masks."""
+
+    NEEDS: Literal["mask"] = "mask"
+    CHOSEN = "dice"
+
+    def __init__(self, recipe: "Recipe", start: Start, labelled: Labelled, seed: int) -> None:
+        self.settings, self.tile_size, self.start = recipe.segment, recipe.crop.size, start
+        mean, std = (tuple(start.facts[key] or (0.5,) * 3) for key in ("mean", "std"))
+        dense = DenseNetwork(start.architecture, self.settings.decoder, len(self.settings.classes))
+        dense.take(start.encoder.state_dict())
+        self.network = Regions(dense, mean, std)
+
+    def encoder_weights(self) -> list[nn.Parameter]:
+        return list(self.network.dense.encoder.parameters())
+
+    def numbers(self, values: NDArray[np.integer]) -> NDArray[np.int64]:
+        """The class of each pixel of a mask, IGNORED where it has none.
+
+        Raises:
+            InputError: a value beyond the classes.
+        """
+        found = values.astype(np.int64)
+        if len(self.settings.classes) == 2:
+            found = (found > 0).astype(np.int64)
+        if self.settings.ignore is not None:
+            found[values == self.settings.ignore] = IGNORED
+        if found.max(initial=0) >= len(self.settings.classes):
+            raise InputError(
+                f"A mask has the value {int(found.max())}, expected 0 to {len(self.settings.classes) - 1}, as "
+                "segment.classes has them; add its name there, or give it as segment.ignore."
+            )
+        return found
+
+    def prepared(self, tile: Tile) -> Tile:
+        """The tile as crops are to be cut from it: values stay what they are, though instances are renumbered."""
+        assert tile.instances is not None
+        numbers = self.numbers(tile.instances)
+        kinds = np.arange(len(self.settings.classes) + 1, dtype=np.uint8)  # the last one is ignored
+        values = np.where(numbers == IGNORED, len(self.settings.classes), numbers).astype(np.int32)
+        return replace(tile, instances=values, types=kinds)
+
+    def item(self, tile: Tile, index: int) -> Tensors:
+        assert tile.instances is not None
+        assert tile.types is not None
+        values = torch.from_numpy(tile.types[tile.instances].astype(np.int64))
+        return {"numbers": torch.where(values == len(self.settings.classes), IGNORED, values)}
+
+    def losses(self, images: Tensor, items: Tensors) -> Tensors:
+        logits, numbers = self.network(images / 127.5 - 1), items["numbers"]
+        weights = None if self.settings.weights is None else logits.new_tensor(self.settings.weights)
+        terms = {"cross_entropy": F.cross_entropy(logits, numbers, weights, ignore_index=IGNORED)}
+        if self.settings.dice:
+            from segmentation_models_pytorch.losses import DiceLoss  # imported here, as in histo.dense
+
+            terms["dice"] = self.settings.dice * DiceLoss("multiclass", ignore_index=IGNORED)(logits, numbers)
+        return terms
+
+    def find(self, network: nn.Module, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Probabilities of the classes at every pixel of an image of any size, float32 [classes, H, W]."""
+        device = next(network.parameters()).device
+
+        def look(tiles: Tensor, corners: list[Corner]) -> Tensor:
+            return network(tiles.to(device)).softmax(1)
+
+        found = np.empty((len(self.settings.classes), *image.shape[1:]), np.float32)
+        for top, band in blend(look, image, Grid(self.tile_size, self.tile_size // 2)):
+            found[:, top : top + band.shape[1]] = band
+        return found
+
+    def evaluate(self, network: nn.Module, tiles: TileSet) -> Evaluation:
+        total = np.zeros((len(self.settings.classes),) * 2, np.int64)
+        cases = {}
+        for entry, tile in zip(tiles.entries, tiles, strict=True):
+            assert tile.instances is not None
+            truth = self.numbers(tile.instances).ravel()
+            guess = self.find(network, tile.image).argmax(0).ravel()
+            counted = truth != IGNORED
+            cells = truth[counted] * len(total) + guess[counted]
+            table = np.bincount(cells, minlength=total.size).reshape(total.shape)
+            total += table
+            cases[f"{entry.source}/{entry.key}"] = {"dice": float(np.nanmean(_dice(table)[1:]))}
+        dice = _dice(total)
+        scores = {f"dice_{name}": float(value) for name, value in zip(self.settings.classes, dice, strict=True)}
+        iou = dice / (2 - dice)
+        return Evaluation(
+            {
+                "dice": float(np.mean([one["dice"] for one in cases.values()])),
+                "iou": float(np.nanmean(iou[1:])),
+                "accuracy": float(np.trace(total) / total.sum()),
+                **scores,
+            },
+            cases,
+        )
+
+    def draw(self, network: nn.Module, tile: Tile) -> NDArray[np.uint8]:
+        assert tile.instances is not None
+        truth, guess = self.numbers(tile.instances), self.find(network, tile.image).argmax(0)
+        differ = tile.image.copy()
+        differ[:, (truth != guess) & (truth != IGNORED)] = np.array([255, 0, 0], np.uint8)[:, None]
+        pictures = [tile.image, outlined(tile.image, np.maximum(truth, 0)), outlined(tile.image, guess), differ]
+        return np.ascontiguousarray(np.concatenate(pictures, 2).transpose(1, 2, 0))
+
+    def export(self, network: nn.Module, card: dict[str, Any], folder: Path) -> Path:
+        assert isinstance(network, Regions)
+        path = folder / "regions.safetensors"
+        own = {
+            **self.start.architecture.card,
+            "kind": KIND,
+            "classes": self.settings.classes,
+            "decoder": self.settings.decoder,
+            "tile_size": self.tile_size,
+            "mean": list(network.mean),
+            "std": list(network.std),
+        }
+        write_card(path, network.state_dict(), {**card, **own})
+        return path
+
+
+def _dice(table: NDArray[np.integer]) -> NDArray[np.float64]:
+    """2 |A ∩ B| / (|A| + |B|) of each class, of a table of true and found pixels; 1 where a class is in neither."""
+    total = table.sum(0) + table.sum(1)
+    return np.where(total > 0, 2 * np.diag(table) / np.maximum(total, 1), 1.0)
