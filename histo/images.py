@@ -26,7 +26,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import tifffile
@@ -312,3 +312,20 @@ def _ome_pixel_sizes(xml: str) -> list[float]:
             return []
         sizes.append(float(size.group(1)) * microns)
     return sizes
+
+
+def channels_first(image: NDArray[Any]) -> NDArray[np.uint8]:
+    """uint8 [3, H, W] of an image [3, H, W] or [H, W, 3].
+
+    Raises:
+        InputError: another dtype or shape, or both axes of three.
+    """
+    image = np.asarray(image)
+    if image.dtype != np.uint8:
+        raise InputError(f"The image is {image.dtype}, expected uint8 RGB from 0 to 255; convert it.")
+    if image.ndim != 3 or image.size == 0 or (image.shape[0] == 3) == (image.shape[2] == 3):
+        raise InputError(
+            f"The image has shape {image.shape}, expected [3, H, W] or [H, W, 3] with one axis of three colours; "
+            "bring it into one of these forms."
+        )
+    return np.ascontiguousarray(image if image.shape[0] == 3 else image.transpose(2, 0, 1))

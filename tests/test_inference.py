@@ -10,9 +10,10 @@ import pytest
 
 import translate
 from histo.errors import InputError
+from histo.images import channels_first
 from histo.phantom import PhantomTissue
 from histo.segmenters import segment
-from translate.inference import TrainedTranslator, channels_first
+from translate.inference import TrainedTranslator
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from torch import nn
 
 from histo.codec import encode
 from histo.errors import InputError
+from histo.images import channels_first
 from histo.layouts import LayoutSettings, ShapeSettings
 from histo.masks import as_instances
 from histo.overlap import windows
@@ -213,23 +214,6 @@ def open_translator(path: Path, device: torch.device | None = None) -> TrainedTr
     export = path / "export" if (path / "export").is_dir() else path
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return TrainedTranslator(export, open_networks(export, device), _data_settings(export.parent / "config.yaml"))
-
-
-def channels_first(image: NDArray[Any]) -> NDArray[np.uint8]:
-    """uint8 [3, H, W] of an image [3, H, W] or [H, W, 3].
-
-    Raises:
-        InputError: another dtype or shape, or both axes of three.
-    """
-    image = np.asarray(image)
-    if image.dtype != np.uint8:
-        raise InputError(f"The image is {image.dtype}, expected uint8 RGB from 0 to 255; convert it.")
-    if image.ndim != 3 or image.size == 0 or (image.shape[0] == 3) == (image.shape[2] == 3):
-        raise InputError(
-            f"The image has shape {image.shape}, expected [3, H, W] or [H, W, 3] with one axis of three colours; "
-            "bring it into one of these forms."
-        )
-    return np.ascontiguousarray(image if image.shape[0] == 3 else image.transpose(2, 0, 1))
 
 
 def _spread(length: int, tile: int) -> list[int]:

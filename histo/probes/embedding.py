@@ -88,7 +88,7 @@ def fitted(tile: Tile, size: int, mpp: float | None = None) -> NDArray[np.uint8]
     """
     image = tile.image
     if mpp is None:
-        return image if image.shape[1:] == (size, size) else _resized(image, size, size)
+        return image if image.shape[1:] == (size, size) else resized(image, size, size)
     if tile.mpp is None:
         raise InputError(f"tile {tile.key} of {tile.source} has no known µm/px, but --data.mpp asks for {mpp:g}.")
     height, width = (round(side * tile.mpp / mpp) for side in image.shape[1:])
@@ -98,12 +98,13 @@ def fitted(tile: Tile, size: int, mpp: float | None = None) -> NDArray[np.uint8]
             "give a finer --data.mpp or a smaller --tile_size."
         )
     if (height, width) != image.shape[1:]:
-        image = _resized(image, height, width)
+        image = resized(image, height, width)
     top, left = (height - size) // 2, (width - size) // 2
     return image[:, top : top + size, left : left + size]
 
 
-def _resized(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+def resized(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """uint8 [3, height, width], bilinearly with antialias."""
     levels = torch.from_numpy(image.copy())[None].float()
     result = F.interpolate(levels, size=(height, width), mode="bilinear", align_corners=False, antialias=True)
     found: NDArray[np.uint8] = result[0].round().clamp(0, 255).byte().numpy()
