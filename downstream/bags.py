@@ -58,6 +58,9 @@ class BagClassifier(nn.Module):
         mean, std: float [features], by which features are shifted and scaled first.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, features: int, classes: int, settings: BagSettings, mean: Tensor, std: Tensor) -> None:
         super().__init__()
         self.settings = settings
