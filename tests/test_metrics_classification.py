@@ -99,6 +99,10 @@ def test_calibration_by_hand() -> None:
     probabilities = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.6, 0.4]])
     found = classification_scores(probabilities, torch.tensor([0, 1, 0, 0]), ("a", "b"))
     assert found.ece == pytest.approx(0.4, abs=1e-6)
+    # Of 15 bins 0.89 and 0.91 share one, where being wrong and right once is off by 0.4; 0.85 and 0.88 have two.
+    for p, q, expected in ((0.89, 0.91, 0.4), (0.85, 0.88, (0.85 + 0.12) / 2)):
+        pair = torch.tensor([[p, 1 - p], [q, 1 - q]])
+        assert classification_scores(pair, torch.tensor([1, 0]), ("a", "b")).ece == pytest.approx(expected, abs=1e-6)
     sure = classification_scores(torch.eye(2), torch.tensor([0, 1]), ("a", "b"))
     assert (sure.ece, sure.auroc, sure.accuracy) == (0, 1, 1)
 
@@ -187,4 +191,4 @@ def test_half_precision_and_rounding_pass() -> None:
     half = torch.softmax(torch.linspace(-2, 2, 12).view(3, 4), 1).bfloat16()
     assert classification_scores(half, torch.tensor([0, 1, 3]), NAMES).count == 3
     over = torch.tensor([[1.0000001, 0.0], [0.0, 1.0]])
-    assert classification_scores(over, torch.tensor([0, 1]), ("a", "b")).auroc == 1
+    assert classification_scores(over, torch.tensor([0, 1]), ("a", "b")).ece == 0  # not taken for logits

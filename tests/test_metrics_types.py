@@ -265,6 +265,9 @@ def test_aji_plus_by_hand():
     table = overlap(np.array([[1, 1, 2, 2]]), np.array([[5, 5, 5, 5]]))
     assert aji_plus(table) == pytest.approx(2 / 6)
     assert scores_of(table).aji == pytest.approx(1 / 2)
+    # The longer prediction shares 3 pixels at IoU 3/12, the shorter 2 at IoU 2/5.
+    table = overlap(np.array([[0] * 7 + [1] * 5]), np.array([[1] * 10 + [2] * 2]))
+    assert aji_plus(table) == pytest.approx(2 / (5 + 10))
     # Taking the best pair first (1 with 1, IoU 3/5) would leave the second true nucleus alone.
     truth, prediction = np.array([[1] * 4 + [2] * 3]), np.array([[2] * 2 + [1] * 4 + [0]])
     ious = overlap(truth, prediction).ious
