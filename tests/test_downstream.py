@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import downstream
 from downstream.train import main
 from histo import instance_networks
 from histo.errors import InputError
@@ -104,6 +105,56 @@ def test_it_learns(tissue: Path, tmp_path: Path, head: str) -> None:
     scores = json.loads((tmp_path / "run" / "metrics.json").read_text())["scores"]
     assert scores["dice"]["mean"] > 0.6  # distance 0.67, flows more than 0.7
     assert scores["aji"]["mean"] > 0.35
+
+
+def test_regions_are_learned_and_predicted(tissue: Path, tmp_path: Path) -> None:
+    """Nuclear pixels of other patients after 400 crops, and the same network from Python."""
+    settings = ["--task", "segment", "--data.tiles", str(tissue), "--crop.size", "64", "--data.workers", "0"]
+    settings += ["--encoder.architecture", "test_resnet", "--train.images", "400", "--run.dir", str(tmp_path / "run")]
+    main(settings)
+    scores = json.loads((tmp_path / "run" / "metrics.json").read_text())["scores"]
+    assert scores["dice"]["mean"] > 0.6
+    task = downstream.load(tmp_path / "run")
+    tile = PhantomTissue(9, size=100)[0]
+    found = task.predict(tile.image)
+    assert found.regions is not None
+    assert found.probabilities is not None
+    assert found.probabilities.shape == (2, 100, 100)
+    assert np.allclose(found.probabilities.sum(0), 1, atol=1e-3)
+    assert tile.instances is not None
+    nuclei = tile.instances > 0
+    assert 2 * (nuclei & (found.regions == 1)).sum() / (nuclei.sum() + (found.regions == 1).sum()) > 0.6
+
+
+def test_classes_are_learned_and_predicted(tmp_path: Path) -> None:
+    """Pink tiles against violet ones: a whole encoder is fine-tuned, its lower layers slower."""
+    folder = tmp_path / "tiles"
+    tiles = PhantomTissue(0, size=64, count=24)
+    coloured = [
+        replace(
+            tiles[k],
+            image=np.clip(
+                tiles[k].image.astype(int) + np.array([[[40]], [[0]], [[-40]]]) * (1 - 2 * (k % 2)), 0, 255
+            ).astype(np.uint8),
+            label=("pink", "violet")[k % 2],
+            patient=f"p{k}",
+        )
+        for k in range(24)
+    ]
+    write_folder(coloured, folder)
+    settings = ["--task", "classify", "--data.tiles", str(folder), "--data.folds", "2", "--crop.size", "64"]
+    settings += ["--encoder.architecture", "test_resnet", "--train.images", "400", "--train.layer_decay", "0.8"]
+    settings += ["--classify.loss", "focal", "--classify.weights", "inverse", "--data.workers", "0"]
+    main([*settings, "--crop.stain", "0", "--run.dir", str(tmp_path / "run")])
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["folds"] == 2
+    assert metrics["scores"]["balanced_accuracy"]["mean"] > 0.9
+    with pytest.raises(InputError, match="networks of several trainings"):
+        downstream.load(tmp_path / "run")
+    found = downstream.load(tmp_path / "run" / "seed0-fold1").predict(coloured[0].image)
+    assert found.label == "pink"
+    assert found.probabilities is not None
+    assert found.probabilities[0] > 0.5
 
 
 def test_flips_of_a_mirrored_tile_are_the_mirrored_flips() -> None:
