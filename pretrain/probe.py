@@ -22,13 +22,13 @@ try:
 
     from histo.errors import InputError, writing
     from histo.files import written_whole
+    from histo.revision import revision
     from histo.running.settings import as_yaml, read_settings, run_script
     from pretrain.candidates import Candidate, distinct_names, open_candidate
     from pretrain.comparison import COLUMNS, describe_split, markdown, write_report
     from pretrain.evaluation import Result, evaluate
     from pretrain.problems import Problem, Target, open_problems, read_groups
     from pretrain.restaining import Restaining, open_restaining
-    from translate.export import revision
 except ModuleNotFoundError as error:
     sys.exit(f"error: {error.name!r} is not installed: run `pip install -e .` in nucleate's folder.")
 
