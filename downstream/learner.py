@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from downstream.recipe import Recipe
 from downstream.task import Evaluation, Task, Tensors
-from histo.dense import memory_layout
+from histo.encoders import memory_layout
 from histo.errors import InputError
 from histo.revision import revision
 from histo.running.checkpoints import Checkpoint, optimizer_tensors, restore_optimizer
@@ -38,6 +38,11 @@ class Learner:
         self.optimizer = self._optimizer()
         self.average = AveragedModel(task.network, multi_avg_fn=self._mean, use_buffers=True)
         self.images = 0
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the encoder stays as it is."""
+        return self.recipe.encoder.frozen or self.train.encoder_rate == 0
 
     def step(self, batch: Tensors) -> Tensors:
         """Learn from one batch of crops; returns the unweighted terms by name, detached.
@@ -84,12 +89,11 @@ class Learner:
         return jitter_hed(images.float(), draw_jitter(self.seed, "stain", indices, amount, 0.05 * amount))
 
     def _optimizer(self) -> torch.optim.Optimizer:
-        own = {id(weight) for weight in self.task.encoder_weights()}
+        own = {id(weight) for weight in self.task.encoder.parameters()}
         groups: list[dict[str, Any]] = []
         for of_encoder, share in ((True, self.train.encoder_rate), (False, 1.0)):
-            if of_encoder and (self.recipe.encoder.frozen or share == 0):
-                for weight in self.task.encoder_weights():
-                    weight.requires_grad_(False)
+            if of_encoder and self.frozen:
+                self.task.encoder.requires_grad_(False).eval()  # eval: batch norm would learn without gradients
                 continue
             if of_encoder and self.train.layer_decay < 1:
                 groups += self._by_layer()

@@ -44,8 +44,9 @@ class Task(Protocol):
         """What learns."""
         ...
 
-    def encoder_weights(self) -> list[nn.Parameter]:
-        """Those of the network's weights that the encoder brought."""
+    @property
+    def encoder(self) -> nn.Module:
+        """The part of the network that the encoder's weights began."""
         ...
 
     def prepared(self, tile: Tile) -> Tile:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Literal, get_args
 
-import torch
 from torch import Tensor, nn
 
 from histo.encoders import Architecture, build
@@ -63,12 +62,3 @@ class DenseNetwork(nn.Module):
         tensors = renamed(weights, encoder.state_dict(), prefix, f"{self.architecture} under smp's {self.decoder_name}")
         # smp's encoders override load_state_dict; the module's own does the same for all.
         nn.Module.load_state_dict(encoder, tensors)
-
-
-def memory_layout(network: nn.Module, device: torch.device) -> torch.memory_format:
-    """Order of the axes in memory in which a network is quickest.
-
-    Convolutions like channels last, but on the CPU PyTorch's group normalisation then takes up to 15 times as long.
-    """
-    grouped = any(isinstance(module, nn.GroupNorm) for module in network.modules())
-    return torch.contiguous_format if device.type == "cpu" and grouped else torch.channels_last

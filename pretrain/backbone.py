@@ -50,12 +50,3 @@ class Backbone(nn.Module):
     def scaled(self, levels: Tensor) -> Tensor:
         """Levels as the encoder's weights expect them."""
         return (levels.float() - self.shift) * self.scale
-
-
-def memory_layout(model: nn.Module, device: torch.device) -> torch.memory_format:
-    """Order of the axes in which an encoder is quickest.
-
-    It is channels last, but for group norms on a CPU, which then take up to 15 times as long.
-    """
-    grouped = any(isinstance(module, nn.GroupNorm) for module in model.modules())
-    return torch.contiguous_format if grouped and device.type == "cpu" else torch.channels_last

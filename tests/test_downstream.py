@@ -11,7 +11,7 @@ import torch
 
 import downstream
 from downstream.train import main
-from histo import instance_networks
+from histo import encoders, instance_networks
 from histo.errors import InputError
 from histo.instance_networks import Flipped, InstanceNetwork, InstanceSettings
 from histo.phantom import PhantomTissue
@@ -171,6 +171,23 @@ def test_flips_of_a_mirrored_tile_are_the_mirrored_flips() -> None:
     signs = torch.tensor([1.0, -1.0, 1.0]).view(1, 3, 1, 1)
     torch.testing.assert_close(mirrored.flip(3) * signs, plain, rtol=1e-4, atol=1e-5)
     assert (bare.flip(3) * signs - plain).abs().max() > 1e-3
+
+
+def test_a_frozen_encoder_stays_as_it_is(arguments: list[str], tmp_path: Path) -> None:
+    """Weights and running statistics; what stands on it learns."""
+    run = tmp_path / "run"
+    main([*arguments, "--data.workers", "0", "--encoder.frozen", "true", "--train.images", "32", "--run.dir", str(run)])
+    state = checkpoints.load(checkpoints.complete(run / "seed0" / "checkpoints")[-1]).tensors["network"]
+    fresh = encoders.start("none", "own", "test_resnet", seed=0).encoder.state_dict()
+    prefix = "dense.network.encoder.model."
+    mine = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    assert len(mine) > 10
+    for name, value in mine.items():
+        assert torch.equal(value, fresh[name]), name
+    torch.manual_seed(0)
+    untrained = InstanceNetwork(InstanceSettings("test_resnet")).state_dict()
+    moved = [name for name in state if not name.startswith(prefix) and not torch.equal(state[name], untrained[name])]
+    assert moved
 
 
 @pytest.mark.parametrize(

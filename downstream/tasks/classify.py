@@ -83,8 +83,9 @@ class Classify:
         numbers = torch.from_numpy(labelled.numbers[labelled.parts[TRAIN]])
         self.weights = class_weights(numbers, len(labelled.classes), self.settings.weights)
 
-    def encoder_weights(self) -> list[nn.Parameter]:
-        return list(self.network.encoder.parameters())
+    @property
+    def encoder(self) -> nn.Module:
+        return self.network.encoder
 
     def prepared(self, tile: Tile) -> Tile:
         return tile

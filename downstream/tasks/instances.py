@@ -67,8 +67,9 @@ class Instances:
         )
         self.network.take(start.encoder.state_dict())
 
-    def encoder_weights(self) -> list[nn.Parameter]:
-        return list(self.network.encoder.parameters())
+    @property
+    def encoder(self) -> nn.Module:
+        return self.network.encoder
 
     def prepared(self, tile: Tile) -> Tile:
         return tile

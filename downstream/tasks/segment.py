@@ -79,8 +79,9 @@ class Segment:
         dense.take(start.encoder.state_dict())
         self.network = Regions(dense, mean, std)
 
-    def encoder_weights(self) -> list[nn.Parameter]:
-        return list(self.network.dense.encoder.parameters())
+    @property
+    def encoder(self) -> nn.Module:
+        return self.network.dense.encoder
 
     def numbers(self, values: NDArray[np.integer]) -> NDArray[np.int64]:
         """The class of each pixel of a mask, IGNORED where it has none.

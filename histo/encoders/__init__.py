@@ -17,6 +17,7 @@ from histo.encoders.architectures import (
     architecture,
     build,
     build_pyramid,
+    memory_layout,
     pooled,
 )
 from histo.encoders.cards import data_sources
@@ -51,6 +52,7 @@ __all__ = [
     "data_sources",
     "digest",
     "load",
+    "memory_layout",
     "open_encoder",
     "pooled",
     "read_card",
