@@ -16,7 +16,6 @@ from downstream.recipe import Recipe
 from downstream.task import Evaluation, Task, Tensors
 from histo.encoders import memory_layout
 from histo.errors import InputError
-from histo.revision import revision
 from histo.running.checkpoints import Checkpoint, optimizer_tensors, restore_optimizer
 from histo.running.updates import Update
 from histo.stains.jitter import draw_jitter, jitter_hed
@@ -128,13 +127,9 @@ class Learner:
         Raises:
             InputError: it cannot be written.
         """
-        recipe = self.recipe
         card = {
-            "trained_by": "nucleate downstream/train.py",
-            "task": recipe.task,
             "images_seen": self.images,
             "seed": self.seed,
-            "revision": revision(),
             **facts,
         }
         return self.task.export(self._averaged(), card, folder)

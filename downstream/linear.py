@@ -1,4 +1,7 @@
-"""A linear layer on cached features, trained as kaiko's eva trains it, so that figures stand beside its tables."""
+"""What reads cached features: nearest neighbours, and a linear layer trained as kaiko's eva trains it.
+
+The same protocol, so that figures stand beside its tables.
+"""
 
 from dataclasses import dataclass
 
@@ -33,6 +36,18 @@ class LinearSettings:
             raise InputError(f"linear.learning_rate is {self.learning_rate}, expected a number in (0, 10).")
         if not 0 < self.patience <= 1:
             raise InputError(f"linear.patience is {self.patience}, expected a share above 0, at most 1.")
+
+
+@dataclass
+class KnnSettings:
+    """Nearest neighbours."""
+
+    k: int = 20
+    """neighbours that vote"""
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise InputError(f"knn.k is {self.k}, expected 1 or more.")
 
 
 @dataclass(frozen=True)

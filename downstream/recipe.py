@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from downstream.labelled import DataSettings
+from downstream.linear import KnnSettings, LinearSettings
 from downstream.tasks import NAMES
 from downstream.tasks.classify import ClassifySettings
 from downstream.tasks.instances import InstancesSettings
@@ -112,6 +113,8 @@ class Recipe:
         "data.label_images",
         "crop",
         *NAMES,
+        "linear",
+        "knn",
         "train.images",
         "train.batch_size",
         "train.average",
@@ -119,7 +122,7 @@ class Recipe:
         "seeds",
     )
 
-    task: Literal["classify", "instances", "segment"] = "instances"
+    task: Literal["classify", "instances", "knn", "linear", "segment"] = "instances"
     """what to learn"""
     data: DataSettings = field(default_factory=DataSettings)
     crop: CropSettings = field(default_factory=CropSettings)
@@ -127,6 +130,10 @@ class Recipe:
     classify: ClassifySettings = field(default_factory=ClassifySettings)
     instances: InstancesSettings = field(default_factory=InstancesSettings)
     segment: SegmentSettings = field(default_factory=SegmentSettings)
+    linear: LinearSettings = field(default_factory=LinearSettings)
+    knn: KnnSettings = field(default_factory=KnnSettings)
+    features: str | None = None
+    """of tasks linear and knn: folder where the encoder's features are kept; null: features/ in the run"""
     train: TrainSettings = field(default_factory=TrainSettings)
     run: RunSettings = field(default_factory=RunSettings)
     seeds: list[int] = field(default_factory=lambda: [0])

@@ -11,7 +11,6 @@ import sys
 from collections import defaultdict
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # see translate/train.py; libgomp reads it when torch loads it
 
@@ -20,13 +19,14 @@ try:
     from accelerate import Accelerator
     from tqdm import tqdm
 
-    from downstream.labelled import TEST, TRAIN, VALIDATION, Labelled, open_labelled
+    from downstream.labelled import TEST, TRAIN, VALIDATION, Labelled, Needs, open_labelled
     from downstream.learner import Learner
+    from downstream.probing import probe
     from downstream.recipe import PRESET, Recipe
     from downstream.results import Result, summarise, write_result
+    from downstream.start import card_of, open_start
     from downstream.stream import LabelledCrops
     from downstream.tasks import task_class
-    from histo import encoders
     from histo.errors import InputError
     from histo.running import checkpoints
     from histo.running.loading import ImageClock, loader, sound_workers
@@ -40,6 +40,7 @@ except ModuleNotFoundError as error:
     sys.exit(f"error: {error.name!r} is not installed: run `pip install -e .` in nucleate's folder.")
 
 SHOWN = 4  # tiles in a panel
+ON_FEATURES = ("linear", "knn")  # tasks whose encoder is frozen
 
 
 def main(argv: list[str]) -> None:
@@ -55,7 +56,7 @@ def main(argv: list[str]) -> None:
         whole.refuse_other_settings(asdict(recipe), recipe.FIXED)
         print(as_yaml(recipe))
         for seed, fold in fits:
-            labelled = open_labelled(recipe.data, task_class(recipe.task).NEEDS, seed, fold)
+            labelled = open_labelled(recipe.data, _needs(recipe), seed, fold)
         print(f"dry run: settings and data are sound. {labelled.facts['labels used']}, {len(fits)} training(s).")
         return
     with occupied(whole, accelerator) as scratch:
@@ -66,12 +67,26 @@ def main(argv: list[str]) -> None:
         results = []
         for seed, fold in fits:
             name = f"seed{seed}" + (f"-fold{fold + 1}" if recipe.data.folds else "")
-            result = train(recipe, RunFolder(whole.path / name), seed, fold, accelerator, scratch)
+            result = fit(recipe, RunFolder(whole.path / name), seed, fold, accelerator, scratch)
             if result is None:
                 return  # asked to stop
             results.append(result)
         if accelerator.is_main_process:
             print(summarise(recipe, whole, results))
+
+
+def fit(recipe: Recipe, run: RunFolder, seed: int, fold: int, accelerator: Accelerator, scratch: Path) -> Result | None:
+    """One seed and fold: what its folder has already, or a training; None if asked to stop."""
+    done = Result.read(run.path)
+    if done is not None:
+        return done
+    if recipe.task not in ON_FEATURES:
+        return train(recipe, run, seed, fold, accelerator, scratch)
+    with together():
+        if accelerator.is_main_process:
+            labelled = open_labelled(recipe.data, "label", seed, fold)
+            probe(recipe, run, labelled, seed, fold, accelerator)
+    return Result.read(run.path)
 
 
 def train(
@@ -83,21 +98,13 @@ def train(
         scratch: a temporary folder for the loader's sockets.
     """
     first, stop = accelerator.is_main_process, StopRequest()
-    done = Result.read(run.path)
-    if done is not None:
-        return done
     checkpoint, damaged = taken_up(run, asdict(recipe), recipe.FIXED, "auto", as_yaml(recipe), accelerator)
 
     # Data and network, from the start or as they were
     with together():
         kind = task_class(recipe.task)
         labelled = open_labelled(recipe.data, kind.NEEDS, seed, fold)
-        start = encoders.start(
-            recipe.encoder.source,
-            recipe.encoder.norm or "own",
-            recipe.encoder.architecture or ("resnet18" if recipe.encoder.source == "none" else None),
-            seed=seed,
-        )
+        start = open_start(recipe, seed)
         torch.manual_seed(seed)  # initial weights of the decoder; every later draw is keyed by image index
         task = kind(recipe, start, labelled, seed)
         learner = Learner(recipe, task, accelerator, seed)
@@ -168,10 +175,14 @@ def train(
         found = learner.scored(labelled.part(TEST))
         if first:
             tracker.scalars(learner.images, {f"test/{name}": value for name, value in found.scores.items()})
-            file = learner.export(_known(recipe, labelled, start), run.export)
+            file = learner.export(card_of(recipe, labelled, start), run.export)
             write_result(run.path, Result.of(recipe, labelled, learner.images, found, seed, fold, file))
         tracker.close()
     return Result.read(run.path)
+
+
+def _needs(recipe: Recipe) -> Needs:
+    return "label" if recipe.task in ON_FEATURES else task_class(recipe.task).NEEDS
 
 
 def _look(learner: Learner, labelled: Labelled, tracker: Tracker) -> None:
@@ -183,21 +194,6 @@ def _look(learner: Learner, labelled: Labelled, tracker: Tracker) -> None:
     if validated:
         scores = learner.scored(labelled.part(VALIDATION)).scores
         tracker.scalars(learner.images, {f"validation/{name}": value for name, value in scores.items()})
-
-
-def _known(recipe: Recipe, labelled: Labelled, start: encoders.Start) -> dict[str, Any]:
-    """What the card of an export says of its data."""
-    named = recipe.data.tiles
-    data = encoders.data_sources([named] if isinstance(named, str) else named or [])
-    scales = labelled.tiles.entries.facts("mpp").counts()
-    return {
-        "mpp": next(iter(scales)) if len(scales) == 1 else None,
-        "in_channels": 3,
-        "parent": start.facts["parent"],
-        "data": [*start.facts["data"], *data],
-        "labels": labelled.facts["labels used"],
-        "split": labelled.facts["divided"],
-    }
 
 
 def _facts(recipe: Recipe, run: RunFolder, labelled: Labelled, learner: Learner, seed: int) -> str:

@@ -17,6 +17,7 @@ from histo.instance_networks import Flipped, InstanceNetwork, InstanceSettings
 from histo.phantom import PhantomTissue
 from histo.running import checkpoints
 from histo.segmenters import segment
+from histo.tiles import open_tiles
 from histo.tiles.tables import write_folder
 from tests.launching import DOWNSTREAM, assert_same_weights, start, wait_for
 
@@ -126,23 +127,30 @@ def test_regions_are_learned_and_predicted(tissue: Path, tmp_path: Path) -> None
     assert 2 * (nuclei & (found.regions == 1)).sum() / (nuclei.sum() + (found.regions == 1).sum()) > 0.6
 
 
-def test_classes_are_learned_and_predicted(tmp_path: Path) -> None:
-    """Pink tiles against violet ones: a whole encoder is fine-tuned, its lower layers slower."""
-    folder = tmp_path / "tiles"
+@pytest.fixture(scope="module")
+def coloured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pink tiles and violet ones, each of a patient of its own."""
+    folder = tmp_path_factory.mktemp("coloured") / "tiles"
     tiles = PhantomTissue(0, size=64, count=24)
-    coloured = [
-        replace(
-            tiles[k],
-            image=np.clip(
-                tiles[k].image.astype(int) + np.array([[[40]], [[0]], [[-40]]]) * (1 - 2 * (k % 2)), 0, 255
-            ).astype(np.uint8),
-            label=("pink", "violet")[k % 2],
-            patient=f"p{k}",
-        )
-        for k in range(24)
-    ]
-    write_folder(coloured, folder)
-    settings = ["--task", "classify", "--data.tiles", str(folder), "--data.folds", "2", "--crop.size", "64"]
+    shift = np.array([[[40]], [[0]], [[-40]]])
+    write_folder(
+        (
+            replace(
+                tiles[k],
+                image=np.clip(tiles[k].image.astype(int) + shift * (1 - 2 * (k % 2)), 0, 255).astype(np.uint8),
+                label=("pink", "violet")[k % 2],
+                patient=f"p{k}",
+            )
+            for k in range(24)
+        ),
+        folder,
+    )
+    return folder
+
+
+def test_classes_are_learned_and_predicted(coloured: Path, tmp_path: Path) -> None:
+    """Pink tiles against violet ones: a whole encoder is fine-tuned, its lower layers slower."""
+    settings = ["--task", "classify", "--data.tiles", str(coloured), "--data.folds", "2", "--crop.size", "64"]
     settings += ["--encoder.architecture", "test_resnet", "--train.images", "400", "--train.layer_decay", "0.8"]
     settings += ["--classify.loss", "focal", "--classify.weights", "inverse", "--data.workers", "0"]
     main([*settings, "--crop.stain", "0", "--run.dir", str(tmp_path / "run")])
@@ -151,10 +159,27 @@ def test_classes_are_learned_and_predicted(tmp_path: Path) -> None:
     assert metrics["scores"]["balanced_accuracy"]["mean"] > 0.9
     with pytest.raises(InputError, match="networks of several trainings"):
         downstream.load(tmp_path / "run")
-    found = downstream.load(tmp_path / "run" / "seed0-fold1").predict(coloured[0].image)
+    found = downstream.load(tmp_path / "run" / "seed0-fold1").predict(open_tiles(coloured)[0].image)
     assert found.label == "pink"
     assert found.probabilities is not None
     assert found.probabilities[0] > 0.5
+
+
+@pytest.mark.parametrize("task", ["linear", "knn"])
+def test_frozen_features_are_made_once_and_read(coloured: Path, tmp_path: Path, task: str) -> None:
+    settings = ["--task", task, "--data.tiles", str(coloured), "--data.folds", "2", "--crop.size", "64"]
+    settings += ["--encoder.architecture", "test_resnet", "--linear.steps", "300", "--linear.learning_rate", "0.01"]
+    main([*settings, "--features", str(tmp_path / "features"), "--run.dir", str(tmp_path / "run")])
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["scores"]["balanced_accuracy"]["mean"] > 0.9
+    assert ("auroc" in metrics["scores"]) is (task == "linear")
+    (features,) = (tmp_path / "features").glob("*.safetensors")
+    written = features.stat().st_mtime_ns
+    main([*settings, "--features", str(tmp_path / "features"), "--run.dir", str(tmp_path / "again")])
+    assert features.stat().st_mtime_ns == written
+    if task == "linear":
+        found = downstream.load(tmp_path / "run" / "seed0-fold1").predict(open_tiles(coloured)[0].image)
+        assert found.label == "pink"
 
 
 def test_flips_of_a_mirrored_tile_are_the_mirrored_flips() -> None:

@@ -1,5 +1,6 @@
 """Classes of tiles by a whole encoder that is fine-tuned, with a linear layer on its pooled features."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,11 +14,11 @@ from torch import Tensor, nn
 from downstream.labelled import TRAIN, Labelled
 from downstream.losses import Loss, Weights, class_loss, class_weights
 from downstream.task import Evaluation, Tensors
-from histo.encoders import Start, pooled, write_card
+from histo.encoders import Architecture, Start, pooled, write_card
 from histo.errors import InputError
 from histo.metrics.classification import classification_scores
 from histo.probes.embedding import fitted, scaled
-from histo.tiles import Tile, TileSet
+from histo.tiles import Tile, TileEntry, TileSet
 
 if TYPE_CHECKING:
     from downstream.recipe import Recipe
@@ -110,13 +111,7 @@ class Classify:
     def evaluate(self, network: nn.Module, tiles: TileSet) -> Evaluation:
         found = self.probabilities(network, tiles)
         truth = torch.tensor([self.number[entry.source, entry.key] for entry in tiles.entries])
-        scores = classification_scores(found, truth, self.labelled.classes)
-        named = {name: getattr(scores, name) for name in ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "ece")}
-        cases = {
-            f"{entry.source}/{entry.key}": {"accuracy": float(one.argmax() == label), "p_true": float(one[label])}
-            for entry, one, label in zip(tiles.entries, found, truth, strict=True)
-        }
-        return Evaluation({name: value for name, value in named.items() if value is not None}, cases)
+        return class_scores(found, truth, self.labelled.classes, tiles.entries)
 
     def draw(self, network: nn.Module, tile: Tile) -> NDArray[np.uint8]:
         device = next(network.parameters()).device
@@ -133,14 +128,42 @@ class Classify:
 
     def export(self, network: nn.Module, card: dict[str, Any], folder: Path) -> Path:
         assert isinstance(network, Classifier)
-        path = folder / "classifier.safetensors"
-        own = {
-            **self.start.architecture.card,
-            "kind": KIND,
-            "classes": self.labelled.classes,
-            "tile_size": self.side,
-            "mean": list(network.mean),
-            "std": list(network.std),
-        }
-        write_card(path, network.state_dict(), {**card, **own})
-        return path
+        return write_classifier(network, self.start.architecture, self.labelled.classes, self.side, card, folder)
+
+
+def class_scores(
+    probabilities: Tensor, numbers: Tensor, classes: list[str], entries: Sequence[TileEntry]
+) -> Evaluation:
+    """Scores of all tiles together, and of each one.
+
+    Args:
+        probabilities: float [N, C]; numbers: int64 [N], true classes; entries: of the tiles.
+    """
+    scores = classification_scores(probabilities, numbers, classes)
+    named = {name: getattr(scores, name) for name in ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "ece")}
+    cases = {
+        f"{entry.source}/{entry.key}": {"accuracy": float(one.argmax() == label), "p_true": float(one[label])}
+        for entry, one, label in zip(entries, probabilities, numbers, strict=True)
+    }
+    return Evaluation({name: value for name, value in named.items() if value is not None}, cases)
+
+
+def write_classifier(
+    network: Classifier, wanted: Architecture, classes: list[str], side: int, card: dict[str, Any], folder: Path
+) -> Path:
+    """Write an encoder with its classifier; returns the file.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    path = folder / "classifier.safetensors"
+    own = {
+        **wanted.card,
+        "kind": KIND,
+        "classes": classes,
+        "tile_size": side,
+        "mean": list(network.mean),
+        "std": list(network.std),
+    }
+    write_card(path, network.state_dict(), {**card, **own})
+    return path

@@ -1,0 +1,62 @@
+"""Classes by a frozen encoder: its features are made once, and a linear layer or nearest neighbours read them."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.nn import functional as F
+
+from downstream.features import features_of
+from downstream.labelled import TEST, TRAIN, VALIDATION, Labelled
+from downstream.linear import fit
+from downstream.recipe import Recipe
+from downstream.results import Result, write_result
+from downstream.start import card_of, open_start
+from downstream.tasks.classify import Classifier, class_scores, write_classifier
+from histo.probes import knn
+from histo.running.runs import RunFolder
+from histo.running.settings import as_yaml
+
+
+def probe(recipe: Recipe, run: RunFolder, labelled: Labelled, seed: int, fold: int, accelerator: Accelerator) -> Result:
+    """Fit and score one seed and fold; writes RUN/metrics.json, and of task linear an export.
+
+    Raises:
+        InputError: an encoder that cannot be opened, tiles that cannot be read, or a folder that cannot be written.
+    """
+    run.refuse_other_settings(asdict(recipe), recipe.FIXED)
+    run.create(as_yaml(recipe))
+    start = open_start(recipe, seed)
+    device = accelerator.device
+    mean, std = (tuple(start.facts[key] or (0.5,) * 3) for key in ("mean", "std"))
+    encoder = start.encoder.requires_grad_(False).eval().to(device)
+    folder = Path(recipe.features) if recipe.features else run.path.parent / "features"
+    bf16 = recipe.train.precision == "bf16"
+    found = features_of(encoder, labelled.tiles, recipe.crop.size, mean, std, device=device, folder=folder, bf16=bf16)
+    numbers = torch.from_numpy(labelled.numbers)
+    parts = {name: torch.from_numpy(places) for name, places in labelled.parts.items()}
+    classes = len(labelled.classes)
+    train, test = found[parts[TRAIN]], found[parts[TEST]]
+    seen, file = 0, Path()
+    if recipe.task == "knn":
+        voted = knn(train, numbers[parts[TRAIN]], test, classes, recipe.knn.k)
+        probabilities = F.one_hot(voted, classes).float()
+    else:
+        kept = (found[parts[VALIDATION]], numbers[parts[VALIDATION]]) if len(parts[VALIDATION]) else None
+        fitted = fit(train, numbers[parts[TRAIN]], classes, recipe.linear, seed, kept)
+        probabilities = fitted.layer(test).softmax(1)
+        seen = fitted.steps * min(recipe.linear.batch_size, len(train))
+        network = Classifier(encoder.cpu(), found.shape[1], classes, mean, std)
+        network.head = nn.Linear(found.shape[1], classes)
+        network.head.load_state_dict(fitted.layer.state_dict())
+        card = {"images_seen": seen, "seed": seed, **card_of(recipe, labelled, start)}
+        file = write_classifier(network, start.architecture, labelled.classes, recipe.crop.size, card, run.export)
+    scored = class_scores(probabilities, numbers[parts[TEST]], labelled.classes, labelled.part(TEST).entries)
+    if recipe.task == "knn":  # votes of one class are no probabilities
+        for name in ("auroc", "ece"):
+            scored.scores.pop(name, None)
+    result = Result.of(recipe, labelled, seen, scored, seed, fold, file)
+    write_result(run.path, result)
+    return result
