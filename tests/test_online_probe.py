@@ -16,8 +16,10 @@ from histo.errors import InputError
 from histo.metrics.classification import scores
 from histo.phantom import PhantomTissue
 from histo.probes import fit_linear, knn
+from histo.running.alarms import Alarm
 from histo.tiles import open_tiles
 from histo.tiles.tables import write_folder
+from pretrain.collapse import rule_of
 from pretrain.online import OnlineProbe, ProbeSettings
 from pretrain.views import ViewSettings
 
@@ -201,3 +203,9 @@ def test_phantom_tissue_is_a_labelled_set_with_patients_of_its_own() -> None:
     assert "own splits train and test" in probe.basis
     assert {part: len(truth) for part, truth in probe.truth.items()} == {"train": 32, "test": 8}
     assert len(probe.classes) > 2
+
+
+def test_features_that_are_all_the_same_are_an_alarm_and_those_that_share_a_mean_are_none() -> None:
+    assert Alarm(rule_of)({"probe/spread_share": 0.0098}) == []  # of a healthy encoder that began as a translator's
+    (sentence,) = Alarm(rule_of)({"probe/spread_share": 1e-5})
+    assert "the features of all tiles are almost the same, which is collapse" in sentence
