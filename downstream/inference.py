@@ -12,16 +12,15 @@ from torch import nn
 from downstream.tasks.classify import KIND as CLASSIFIER
 from downstream.tasks.classify import Classifier
 from downstream.tasks.segment import KIND as REGIONS
-from downstream.tasks.segment import Regions
+from downstream.tasks.segment import Regions, find_regions
 from histo import instance_networks
 from histo.dense import DenseNetwork
 from histo.encoders import build, read_card
 from histo.encoders.files import architecture_of, card_beside
 from histo.errors import InputError
 from histo.images import channels_first
-from histo.overlap import Grid, blend
+from histo.magnification import step_to
 from histo.probes.embedding import resized
-from histo.segmenters import segment
 
 
 @dataclass
@@ -62,29 +61,29 @@ class TrainedTask:
         self.network.requires_grad_(False).eval().to(self.device)
 
     @torch.no_grad()
-    def predict(self, image: NDArray[Any]) -> Prediction:
+    def predict(self, image: NDArray[Any], mpp: float | None = None) -> Prediction:
         """What the task says of an image.
 
         Args:
-            image: uint8 RGB of the µm/px of the training, [3, H, W] or [H, W, 3], of any size.
+            image: uint8 RGB, [3, H, W] or [H, W, 3], of any size.
+            mpp: its µm/px, from which it is brought to that of the training; None: it has that of the training.
 
         Raises:
-            InputError: another shape or dtype.
+            InputError: another shape or dtype, or an image coarser than the training's.
         """
         levels, side = channels_first(image), int(self.card["tile_size"])
+        step = step_to(self.card.get("mpp"), mpp, "The image") if mpp is not None else 1.0
         if self.kind == CLASSIFIER:
             tile = torch.from_numpy(resized(levels, side, side).copy())[None].to(self.device)
             found = self.network(tile).float().softmax(1)[0].cpu().numpy()
             return Prediction(self.card["classes"][int(found.argmax())], found)
         if self.kind == REGIONS:
-            maps = np.empty((len(self.card["classes"]), *levels.shape[1:]), np.float32)
-            for top, band in blend(
-                lambda tiles, corners: self.network(tiles.to(self.device)).softmax(1), levels, Grid(side, side // 2)
-            ):
-                maps[:, top : top + band.shape[1]] = band
+            assert isinstance(self.network, Regions)
+            maps = find_regions(self.network, levels, side, step)
             return Prediction(probabilities=maps, regions=maps.argmax(0).astype(np.uint8))
         assert isinstance(self.network, instance_networks.InstanceNetwork)
-        return Prediction(instances=segment(self.network, levels, side))
+        flips = bool(self.card.get("flips"))
+        return Prediction(instances=instance_networks.find_nuclei(self.network, levels, side, flips=flips, step=step))
 
 
 def open_task(path: Path, device: torch.device | None = None) -> TrainedTask:

@@ -27,7 +27,7 @@ def card_of(recipe: Recipe, labelled: Labelled, start: encoders.Start) -> dict[s
     return {
         "trained_by": "nucleate downstream/train.py",
         "task": recipe.task,
-        "mpp": next(iter(scales)) if len(scales) == 1 else None,
+        "mpp": recipe.crop.mpp or (next(iter(scales)) if len(scales) == 1 else None),
         "in_channels": 3,
         "parent": start.facts["parent"],
         "data": [*start.facts["data"], *data],

@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 from downstream.recipe import CropSettings
 from downstream.task import Task
 from histo.crops import crop
+from histo.magnification import step_to
 from histo.probes.embedding import fitted
 from histo.randomness import draws
 from histo.sampling import Order
@@ -30,5 +31,7 @@ class LabelledCrops(Dataset[dict[str, Any]]):
         generator = draws(self.seed, "labelled crop", index)
         if self.whole:
             tile = replace(tile, image=fitted(tile, self.settings.size), instances=None)
-        cut = crop(tile, self.settings.size, generator, smallest_side=1 if self.whole else self.settings.smallest)
+        step = step_to(self.settings.mpp, tile.mpp, tile.key)
+        smallest = 1 if self.whole else self.settings.smallest
+        cut = crop(tile, self.settings.size, generator, smallest_side=smallest, step=step)
         return {"image": torch.from_numpy(cut.image), "index": index, **self.task.item(cut, index)}

@@ -9,13 +9,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from histo.dense import Decoder, DenseNetwork
 from histo.encoders import architecture, build_pyramid, read_card, write_card
 from histo.errors import InputError
 from histo.maskrcnn import MaskRCNNHead, MaskRCNNSettings
-from histo.segmenters import DENSE, Head, Reading, feature_pyramid, levels_of
+from histo.segmenters import DENSE, Head, Reading, feature_pyramid, levels_of, segment
 
 KIND = "instances"
 
@@ -134,6 +136,24 @@ class Flipped(nn.Module):
             total = seen if total is None else total + seen
         assert total is not None
         return Reading(None, total / 4, self.head)
+
+
+def find_nuclei(
+    network: InstanceNetwork, image: NDArray[np.uint8], tile: int, *, flips: bool, step: float = 1.0
+) -> NDArray[np.int32]:
+    """The nuclei of an image of any size, as `histo.segmenters.segment` finds them.
+
+    Args:
+        image: uint8 [3, H, W] RGB.
+        tile: side of the windows that the network reads; pixels, a multiple of 32.
+        flips: look in four mirrorings and take the mean; not for head maskrcnn, whose detections have none.
+        step: pixels of the image from one pixel of a window to the next.
+
+    Returns:
+        Instance map, int32 [H, W].
+    """
+    reader = Flipped(network) if flips and network.head != "maskrcnn" else network
+    return segment(reader, image, tile, step=step)
 
 
 def write_network(path: Path, network: InstanceNetwork, card: dict[str, Any]) -> None:

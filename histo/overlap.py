@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from histo.errors import InputError
 
@@ -61,6 +62,25 @@ class Grid:
         bump = np.sin(np.pi * (np.arange(self.tile) + 0.5) / self.tile) ** 2
         total = bump.reshape(-1, self.step).sum(0)
         return (bump / np.tile(total, self.tile // self.step)).astype(np.float32)
+
+
+def window_of(tile: int, step: float) -> int:
+    """The side of windows of an image that a network reads at `tile` pixels, `step` of the image's to one; even."""
+    return max(2, 2 * round(tile * step / 2))
+
+
+def at_side(network: Network, side: int) -> Network:
+    """A network that reads windows of any side at `side` pixels; what it makes of them is brought back to their own."""
+
+    def look(tiles: Tensor, corners: list[Corner]) -> Tensor:
+        own = tiles.shape[2:]
+        if own == (side, side):
+            return network(tiles, corners)
+        read = F.interpolate(tiles, (side, side), mode="bilinear", antialias=True, align_corners=False)
+        outputs = network(read, corners).float()
+        return F.interpolate(outputs, tuple(own), mode="bilinear", align_corners=False)
+
+    return look
 
 
 def windows(image: NDArray[np.uint8], corners: list[Corner], tile: int) -> NDArray[np.uint8]:

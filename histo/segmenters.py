@@ -25,7 +25,7 @@ from histo.errors import InputError
 from histo.flows import FLOW_SCALE, instances_from
 from histo.maskrcnn import Detections, MaskRCNNHead, MaskRCNNSettings, merged, paint
 from histo.masks import renumber
-from histo.overlap import Corner, Grid, blend, windows
+from histo.overlap import Corner, Grid, at_side, blend, window_of, windows
 from histo.stitching import stitch
 
 SMALLEST = 12  # pixels; what a network draws smaller than this is noise at any magnification in use
@@ -219,7 +219,9 @@ def load(path: str | Path) -> tuple[Segmenter, dict[str, Any]]:
 
 
 @torch.no_grad()
-def segment(reader: Reader, image: NDArray[np.uint8], tile: int, batch: int = 16) -> NDArray[np.int32]:
+def segment(
+    reader: Reader, image: NDArray[np.uint8], tile: int, batch: int = 16, *, step: float = 1.0
+) -> NDArray[np.int32]:
     """The nuclei of an image of any size.
 
     The image is read in windows of the size the network was trained at, which overlap by half. Outputs for every pixel
@@ -228,20 +230,25 @@ def segment(reader: Reader, image: NDArray[np.uint8], tile: int, batch: int = 16
 
     Args:
         image: uint8 [3, H, W] RGB.
-        tile: side of the windows in pixels, a multiple of 32.
+        tile: side of the windows in pixels as the reader sees them, a multiple of 32.
+        step: pixels of the image from one pixel of a window to the next: the reader's µm/px over the image's.
 
     Returns:
         Instance map, int32 [H, W].
     """
     device = next(reader.parameters()).device
-    size, grid = (image.shape[1], image.shape[2]), Grid(tile, tile // 2)
+    window = window_of(tile, step)
+    size, grid = (image.shape[1], image.shape[2]), Grid(window, window // 2)
     if reader.head == "maskrcnn":
         corners = [(row, column) for row in grid.starts(size[0], 0) for column in grid.starts(size[1], 1)]
         found: list[Detections] = []
         for first in range(0, len(corners), batch):
-            cut = windows(image, corners[first : first + batch], tile)
-            found += reader(torch.from_numpy(cut).to(device).float() / 127.5 - 1).detections or []
-        return paint(merged(found, corners, (tile, tile), size), size, min_area=SMALLEST)
+            cut = torch.from_numpy(windows(image, corners[first : first + batch], window)).to(device).float()
+            if window != tile:
+                cut = F.interpolate(cut, (tile, tile), mode="bilinear", antialias=True, align_corners=False)
+            some = reader(cut / 127.5 - 1).detections or []
+            found += [replace(one, boxes=one.boxes * (window / tile)) for one in some]
+        return paint(merged(found, corners, (window, window), size), size, min_area=SMALLEST)
     last: Reading | None = None
 
     def look(tiles: Tensor, corners: list[Corner]) -> Tensor:
@@ -255,7 +262,7 @@ def segment(reader: Reader, image: NDArray[np.uint8], tile: int, batch: int = 16
         mask, dense = torch.from_numpy(maps[None]).split([drawn, len(maps) - drawn], 1)
         return instances_of(replace(last, mask=mask, dense=dense), 0)
 
-    return stitch(blend(look, image, grid, batch), size, decoded)
+    return stitch(blend(at_side(look, tile), image, grid, batch), size, decoded)
 
 
 def instances_of(reading: Reading, index: int) -> NDArray[np.int32]:

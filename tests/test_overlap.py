@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from histo.errors import InputError
-from histo.overlap import Corner, Grid, blend, to_image, windows
+from histo.overlap import Corner, Grid, at_side, blend, to_image, window_of, windows
 from histo.randomness import draws
 
 SIZES = [(1, 1), (5, 70), (16, 16), (17, 16), (100, 37), (64, 130)]
@@ -117,3 +117,27 @@ def test_memory_does_not_grow_with_the_height() -> None:
 def test_steps_that_do_not_divide_the_tile_are_refused(tile: int, step: int) -> None:
     with pytest.raises(InputError, match=f"have a step of {step}"):
         Grid(tile, step)
+
+
+def test_a_network_of_coarser_pixels_sees_them_and_its_maps_come_back() -> None:
+    """Of an image that changes slowly, read at a third of its pixels, a network that changes nothing gives it back."""
+    rows, columns = np.indices((150, 130))
+    image = np.stack([rows, columns, (rows + columns) / 2]).astype(np.uint8)
+    seen = []
+
+    def identity(tiles: Tensor, corners: list[Corner]) -> Tensor:
+        seen.append(tiles.shape[2:])
+        return tiles
+
+    window = window_of(32, 3.01)
+    bands = blend(at_side(identity, 32), image, Grid(window, window // 2))
+    found = to_image(bands, (150, 130)).astype(int)
+    assert window == 96
+    assert set(seen) == {(32, 32)}
+    inner = np.s_[:, 8:-8, 8:-8]  # where the mirrored border is not averaged in
+    assert np.abs(found - image.astype(int))[inner].max() <= 1
+
+
+def test_windows_of_the_right_size_are_left_alone() -> None:
+    tiles = torch.rand(2, 3, 32, 32)
+    assert at_side(lambda tiles, corners: tiles, 32)(tiles, []) is tiles

@@ -15,10 +15,10 @@ from histo.dense import Decoder
 from histo.distances import distance_loss, distances_of
 from histo.encoders import Start
 from histo.flows import flow_loss, flows_of
-from histo.instance_networks import Flipped, InstanceNetwork, InstanceSettings, write_network
+from histo.instance_networks import InstanceNetwork, InstanceSettings, find_nuclei, write_network
+from histo.magnification import step_to
 from histo.maskrcnn import MaskRCNNSettings
 from histo.metrics import compare, mean_scores
-from histo.segmenters import segment
 from histo.sheets import outlined
 from histo.tiles import Tile, TileSet
 
@@ -49,7 +49,7 @@ class Instances:
 
     def __init__(self, recipe: "Recipe", start: Start, labelled: Labelled, seed: int) -> None:
         settings = recipe.instances
-        self.settings, self.tile_size, self.seed = settings, recipe.crop.size, seed
+        self.settings, self.tile_size, self.mpp, self.seed = settings, recipe.crop.size, recipe.crop.mpp, seed
         found = start.architecture
         mean, std = (start.facts[key] or (0.5,) * 3 for key in ("mean", "std"))
         name = f"smp:{found.name}" if found.library == "smp" else found.name
@@ -94,17 +94,17 @@ class Instances:
             return {"flows": flow_loss(seen.dense, items["flows"], foreground)}
         return {"distance": distance_loss(seen.dense, items["distances"], foreground)}
 
-    def find(self, network: InstanceNetwork, image: NDArray[np.uint8]) -> NDArray[np.int32]:
-        """The nuclei of an image of any size, int32 [H, W]."""
-        flipped = self.settings.flips and self.settings.head != "maskrcnn"
-        return segment(Flipped(network) if flipped else network, image, self.tile_size)
+    def find(self, network: InstanceNetwork, tile: Tile) -> NDArray[np.int32]:
+        """The nuclei of a tile of any size, int32 [H, W]."""
+        step = step_to(self.mpp, tile.mpp, tile.key)
+        return find_nuclei(network, tile.image, self.tile_size, flips=self.settings.flips, step=step)
 
     def evaluate(self, network: nn.Module, tiles: TileSet) -> Evaluation:
         assert isinstance(network, InstanceNetwork)
         found = []
         for tile in tiles:
             assert tile.instances is not None
-            found.append(compare(tile.instances, self.find(network, tile.image)))
+            found.append(compare(tile.instances, self.find(network, tile)))
         cases = {
             f"{entry.source}/{entry.key}": {name: getattr(one, name) for name in ("aji", "pq", "dq", "sq", "dice")}
             for entry, one in zip(tiles.entries, found, strict=True)
@@ -114,12 +114,12 @@ class Instances:
     def draw(self, network: nn.Module, tile: Tile) -> NDArray[np.uint8]:
         assert isinstance(network, InstanceNetwork)
         assert tile.instances is not None
-        found = self.find(network, tile.image)
+        found = self.find(network, tile)
         pictures = [tile.image, outlined(tile.image, tile.instances), outlined(tile.image, found)]
         return np.ascontiguousarray(np.concatenate(pictures, 2).transpose(1, 2, 0))
 
     def export(self, network: nn.Module, card: dict[str, Any], folder: Path) -> Path:
         assert isinstance(network, InstanceNetwork)
         path = folder / "instances.safetensors"
-        write_network(path, network, {**card, "tile_size": self.tile_size})
+        write_network(path, network, {**card, "tile_size": self.tile_size, "flips": self.settings.flips})
         return path
