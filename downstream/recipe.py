@@ -113,6 +113,8 @@ class Recipe:
         "data.validation",
         "data.validation_share",
         "data.holdout",
+        "data.extra",
+        "data.extra_share",
         "data.folds",
         "data.label_fraction",
         "data.label_images",
