@@ -32,12 +32,14 @@ class Prediction:
         probabilities: float32 [C] of the image's classes, or [C, H, W] of every pixel's.
         regions: uint8 [H, W], the class of every pixel.
         instances: int32 [H, W], nuclei, 0 = background.
+        types: uint8 [n + 1], types of nuclei by id, from 1 in the order of the card's `types`; entry 0 unused.
     """
 
     label: str | None = None
     probabilities: NDArray[np.float32] | None = None
     regions: NDArray[np.uint8] | None = None
     instances: NDArray[np.int32] | None = None
+    types: NDArray[np.uint8] | None = None
 
 
 class TrainedTask:
@@ -83,7 +85,8 @@ class TrainedTask:
             return Prediction(probabilities=maps, regions=maps.argmax(0).astype(np.uint8))
         assert isinstance(self.network, instance_networks.InstanceNetwork)
         flips = bool(self.card.get("flips"))
-        return Prediction(instances=instance_networks.find_nuclei(self.network, levels, side, flips=flips, step=step))
+        instances, types = instance_networks.find_nuclei(self.network, levels, side, flips=flips, step=step)
+        return Prediction(instances=instances, types=types)
 
 
 def open_task(path: Path, device: torch.device | None = None) -> TrainedTask:
