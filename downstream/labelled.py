@@ -29,7 +29,9 @@ class DataSettings:
     split: str = "train"
     """split to learn from, where data.folds is 0"""
     extra: list[str] | str | None = None
-    """further labelled tiles to learn from, such as what translate/generate.py or pseudomask.py wrote; all of them"""
+    """further labelled tiles to learn from, such as what translate/generate.py or pseudomask.py wrote"""
+    extra_split: str | None = None
+    """split of data.extra to learn from; null: all of them"""
     extra_share: float = 0.5
     """share of the crops that is cut from data.extra; 1: no label of data.tiles is learned from"""
     validation: str | None = None
@@ -104,7 +106,7 @@ class Labelled:
 
     def part(self, name: str) -> TileSet:
         """The tiles of one part."""
-        return TileSet(self.tiles.entries.take(self.parts[name]))
+        return self.tiles.subset(self.parts[name])
 
 
 def open_labelled(settings: DataSettings, needs: Needs, seed: int, fold: int = 0) -> Labelled:
@@ -189,6 +191,15 @@ def _open_extra(settings: DataSettings, needs: Needs) -> TileSet | None:
     if settings.extra is None:
         return None
     extra = open_tiles(settings.extra, mpp=settings.mpp, on_bad=settings.on_bad, cache_mb=settings.cache_mb)
+    if settings.extra_split is not None:
+        chosen = [k for k, entry in enumerate(extra.entries) if entry.split == settings.extra_split]
+        if not chosen:
+            present = ", ".join(sorted({str(entry.split) for entry in extra.entries}))
+            raise InputError(
+                f"No tile of data.extra is of the split {settings.extra_split!r}; they have {present}: name one of "
+                "these as data.extra_split, or leave it out."
+            )
+        extra = extra.subset(np.array(chosen))
     _refuse_bare(list(extra.entries), needs)
     return extra
 

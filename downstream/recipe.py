@@ -114,6 +114,7 @@ class Recipe:
         "data.validation_share",
         "data.holdout",
         "data.extra",
+        "data.extra_split",
         "data.extra_share",
         "data.folds",
         "data.label_fraction",

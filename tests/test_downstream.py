@@ -295,6 +295,9 @@ def test_patients_of_further_tiles_must_not_be_scored(arguments: list[str], tmp_
     write_folder((replace(tile, patient="p11") for tile in PhantomTissue(5, size=96, count=3)), extra)
     with pytest.raises(InputError, match=r"1 patients of data\.extra are scored, first p11"):
         main([*arguments, "--data.extra", str(extra), "--run.dir", str(tmp_path / "run")])
+    settings = [*arguments, "--data.extra", str(extra), "--data.extra_split", "val"]
+    with pytest.raises(InputError, match=r"No tile of data\.extra is of the split 'val'; they have train"):
+        main([*settings, "--run.dir", str(tmp_path / "run")])
 
 
 def test_the_network_that_is_best_on_the_validation_part_is_scored_and_survives_a_stop(
