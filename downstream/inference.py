@@ -15,7 +15,7 @@ from downstream.tasks.segment import KIND as REGIONS
 from downstream.tasks.segment import Regions, find_regions
 from histo import instance_networks
 from histo.dense import DenseNetwork
-from histo.encoders import build, read_card
+from histo.encoders import build, memory_layout, read_card
 from histo.encoders.files import architecture_of, card_beside
 from histo.errors import InputError
 from histo.images import channels_first
@@ -60,9 +60,9 @@ class TrainedTask:
             self.network, self.card = _rebuilt(path, str(self.kind))
         else:
             raise InputError(f"{path} is of kind {self.kind!r}, expected what downstream/train.py exports; name that.")
-        self.network.requires_grad_(False).eval().to(self.device)
+        layout = memory_layout(self.network, self.device)
+        self.network.requires_grad_(False).eval().to(self.device).to(memory_format=layout)
 
-    @torch.no_grad()
     def predict(self, image: NDArray[Any], mpp: float | None = None) -> Prediction:
         """What the task says of an image.
 
@@ -73,7 +73,12 @@ class TrainedTask:
         Raises:
             InputError: another shape or dtype, or an image coarser than the training's.
         """
-        levels, side = channels_first(image), int(self.card["tile_size"])
+        bf16 = self.card.get("precision") == "bf16"
+        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):  # as it was scored
+            return self._predicted(channels_first(image), mpp)
+
+    def _predicted(self, levels: NDArray[np.uint8], mpp: float | None) -> Prediction:
+        side = int(self.card["tile_size"])
         step = step_to(self.card.get("mpp"), mpp, "The image") if mpp is not None else 1.0
         if self.kind == CLASSIFIER:
             tile = torch.from_numpy(resized(levels, side, side).copy())[None].to(self.device)

@@ -29,6 +29,7 @@ def card_of(recipe: Recipe, labelled: Labelled, start: encoders.Start) -> dict[s
         "task": recipe.task,
         "mpp": recipe.crop.mpp or (next(iter(scales)) if len(scales) == 1 else None),
         "in_channels": 3,
+        "precision": recipe.train.precision,
         "parent": start.facts["parent"],
         "data": [*start.facts["data"], *data],
         "labels": labelled.facts["labels used"],

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from histo.dense import Decoder, DenseNetwork
+from histo.dense import PIXELS, Decoder, DenseNetwork
 from histo.encoders import architecture, build_pyramid, read_card, write_card
 from histo.errors import InputError
 from histo.maskrcnn import MaskRCNNHead, MaskRCNNSettings
@@ -148,19 +148,22 @@ class Flipped(nn.Module):
 def find_nuclei(
     network: InstanceNetwork, image: NDArray[np.uint8], tile: int, *, flips: bool, step: float = 1.0
 ) -> tuple[NDArray[np.int32], NDArray[np.uint8] | None]:
-    """The nuclei of an image of any size and their types, as `histo.segmenters.segment_typed` finds them.
+    """The nuclei of an image of any size and their types; see `histo.segmenters.segment_typed`.
 
     Args:
         image: uint8 [3, H, W] RGB.
-        tile: side of the windows that the network reads; pixels, a multiple of 32.
+        tile: side of the tiles that the network was trained on; pixels, a multiple of 32.
         flips: look in four mirrorings and take the mean; not for head maskrcnn, whose detections have none.
         step: pixels of the image from one pixel of a window to the next.
 
     Returns:
         Instance map int32 [H, W]; types uint8 [n + 1] by its ids, from 1, None from a network that tells none.
     """
-    reader = Flipped(network) if flips and network.head != "maskrcnn" else network
-    return segment_typed(reader, image, tile, step=step)
+    if network.head == "maskrcnn":
+        return segment_typed(network, image, tile, step=step)
+    side, overlap = network.dense.reading((image.shape[1], image.shape[2]), tile, step)
+    batch = max(1, PIXELS // side**2)
+    return segment_typed(Flipped(network) if flips else network, image, side, batch, step=step, overlap=overlap)
 
 
 def write_network(path: Path, network: InstanceNetwork, card: dict[str, Any]) -> None:

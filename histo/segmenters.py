@@ -243,9 +243,18 @@ def segment(
 
 @torch.no_grad()
 def segment_typed(
-    reader: Reader, image: NDArray[np.uint8], tile: int, batch: int = 16, *, step: float = 1.0
+    reader: Reader,
+    image: NDArray[np.uint8],
+    tile: int,
+    batch: int = 16,
+    *,
+    step: float = 1.0,
+    overlap: int | None = None,
 ) -> tuple[NDArray[np.int32], NDArray[np.uint8] | None]:
     """The nuclei of an image of any size, see `segment`, and the type that most pixels of each are of.
+
+    Args:
+        overlap: of neighbouring windows; pixels as the reader sees them, less than half a window. None: half.
 
     Returns:
         Instance map int32 [H, W]; types uint8 [n + 1] by its ids, from 1, entry 0 unused, None where the reader tells
@@ -253,7 +262,8 @@ def segment_typed(
     """
     device = next(reader.parameters()).device
     window = window_of(tile, step)
-    size, grid = (image.shape[1], image.shape[2]), Grid(window, window // 2)
+    apart = window // 2 if overlap is None else window - round(overlap * step)
+    size, grid = (image.shape[1], image.shape[2]), Grid(window, apart)
     if reader.head == "maskrcnn":
         corners = [(row, column) for row in grid.starts(size[0], 0) for column in grid.starts(size[1], 1)]
         found: list[Detections] = []

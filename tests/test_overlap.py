@@ -24,7 +24,9 @@ def identity(tiles: Tensor, corners: list[Corner]) -> Tensor:
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize(("step", "origin"), [(16, (0, 0)), (8, (0, 0)), (8, (3, -5)), (4, (1, 2))])
+@pytest.mark.parametrize(
+    ("step", "origin"), [(16, (0, 0)), (8, (0, 0)), (8, (3, -5)), (4, (1, 2)), (9, (0, 0)), (13, (0, 0))]
+)
 def test_a_network_that_changes_nothing_gives_the_image_back(size: tuple[int, int], step: int, origin: Corner) -> None:
     image = picture(*size)
     bands = list(blend(identity, image, Grid(16, step, origin), batch=3))
@@ -53,6 +55,32 @@ def test_the_blend_is_the_weighted_mean_of_all_windows() -> None:
                         norm[y, x] += weight
     blended = np.concatenate([band for _, band in blend(network, image, grid)], 1)
     np.testing.assert_allclose(blended, total / norm, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("step", [11, 12, 15])
+def test_windows_that_overlap_little_fade_where_they_overlap_alone(step: int) -> None:
+    """Against a slow sum over windows from the first pixel on; a border that one window has is that window's."""
+    image, grid = picture(45, 60), Grid(16, step)
+
+    def network(tiles: Tensor, corners: list[Corner]) -> Tensor:
+        return tiles[:, :1] * 0 + torch.tensor([[row * 0.1 + column for row, column in corners]]).T[..., None, None]
+
+    overlap = 16 - step
+    fade = [np.sin(np.pi * (k + 0.5) / (2 * overlap)) ** 2 for k in range(overlap)]
+    profile = [*fade, *[1.0] * (16 - 2 * overlap), *fade[::-1]]
+    total, norm = np.zeros((45, 60)), np.zeros((45, 60))
+    for row in range(0, 45 - overlap, step):
+        for column in range(0, 60 - overlap, step):
+            for i, j in np.ndindex(16, 16):
+                if row + i < 45 and column + j < 60:
+                    weight = profile[i] * profile[j]
+                    total[row + i, column + j] += weight * (row * 0.1 + column)
+                    norm[row + i, column + j] += weight
+    assert (norm > 0).all()
+    blended = np.concatenate([band for _, band in blend(network, image, grid)], 1)[0]
+    np.testing.assert_allclose(blended, total / norm, rtol=1e-4, atol=1e-4)
+    assert blended[0, 0] == 0
+    assert len(grid.starts(60, 1)) < len(Grid(16, 8).starts(60, 1))
 
 
 def test_tiles_that_disagree_are_blended_without_a_step() -> None:

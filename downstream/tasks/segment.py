@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from downstream.labelled import Labelled
 from downstream.task import Evaluation, Tensors
-from histo.dense import Decoder, DenseNetwork
+from histo.dense import PIXELS, Decoder, DenseNetwork
 from histo.encoders import Start, write_card
 from histo.errors import InputError
 from histo.magnification import step_to
@@ -185,7 +185,7 @@ def find_regions(network: Regions, image: NDArray[np.uint8], tile: int, step: fl
 
     Args:
         image: uint8 [3, H, W] RGB.
-        tile: side of the windows that the network reads; pixels, a multiple of 32.
+        tile: side of the tiles that the network was trained on; pixels, a multiple of 32.
         step: pixels of the image from one pixel of a window to the next.
 
     Returns:
@@ -196,8 +196,10 @@ def find_regions(network: Regions, image: NDArray[np.uint8], tile: int, step: fl
     def look(tiles: Tensor, corners: list[Corner]) -> Tensor:
         return network(tiles.to(device)).softmax(1)
 
-    window = window_of(tile, step)
-    bands = list(blend(at_side(look, tile), image, Grid(window, window // 2)))
+    side, overlap = network.dense.reading((image.shape[1], image.shape[2]), tile, step)
+    window = window_of(side, step)
+    apart = window // 2 if overlap is None else window - round(overlap * step)
+    bands = list(blend(at_side(look, side), image, Grid(window, apart), max(1, PIXELS // side**2)))
     return np.concatenate([band for _, band in bands], 1)
 
 
