@@ -7,6 +7,7 @@ white noise (standard deviation 0.2) to nuclei is timed beside it.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -53,7 +54,7 @@ def main() -> None:
             reader = Flipped(network) if flips else network
             side, overlap = network.dense.reading((SIDE, SIDE), 256)
             grid = Grid(side, side - (overlap or side // 2))
-            seen = quickest(lambda reader=reader, grid=grid: maps_of(reader, tile.image, grid), REPEATS)
+            seen = quickest(partial(maps_of, reader, tile.image, grid), REPEATS)
         name = "bf16" if bf16 else "fp32"
         print(f"| {name} | {flips} | {seen:.2f} | {decoded:.2f} | {seen + decoded:.2f} |", flush=True)
 

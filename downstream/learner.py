@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from downstream.recipe import Recipe
 from downstream.task import Evaluation, Task, Tensors
+from histo.batch_norm import share
 from histo.encoders import memory_layout
 from histo.errors import InputError
 from histo.running.checkpoints import Checkpoint, optimizer_tensors, restore_optimizer
@@ -34,6 +35,7 @@ class Learner:
         device = accelerator.device
         task.network.to(device).to(memory_format=memory_layout(task.network, device))
         task.network.train()
+        share(task.network)
         self.optimizer = self._optimizer()
         self.average = AveragedModel(task.network, multi_avg_fn=self._mean, use_buffers=True)
         self.images = 0
@@ -92,7 +94,7 @@ class Learner:
     def _optimizer(self) -> torch.optim.Optimizer:
         own = {id(weight) for weight in self.task.encoder.parameters()}
         groups: list[dict[str, Any]] = []
-        for of_encoder, share in ((True, self.train.encoder_rate), (False, 1.0)):
+        for of_encoder, rate in ((True, self.train.encoder_rate), (False, 1.0)):
             if of_encoder and self.frozen:
                 self.task.encoder.requires_grad_(False).eval()  # eval: batch norm would learn without gradients
                 continue
@@ -107,7 +109,7 @@ class Learner:
             for bare in (True, False):
                 chosen = [weight for name, weight in weights if (weight.ndim <= 1 or name.endswith(".bias")) is bare]
                 decay = 0.0 if bare else self.train.weight_decay
-                groups.append({"params": chosen, "weight_decay": decay, "share": share})
+                groups.append({"params": chosen, "weight_decay": decay, "share": rate})
         groups = [group for group in groups if group["params"]]
         return torch.optim.AdamW(groups, lr=self.train.learning_rate, fused=True)
 
