@@ -63,7 +63,7 @@ def main(argv: list[str]) -> None:
         with together():
             if accelerator.is_main_process:
                 whole.refuse_other_settings(asdict(recipe), recipe.FIXED)
-                whole.create(as_yaml(recipe))
+                whole.keep_config(as_yaml(recipe))
         results = []
         for seed, fold in fits:
             name = f"seed{seed}" + (f"-fold{fold + 1}" if recipe.data.folds else "")

@@ -95,12 +95,22 @@ class RunFolder:
         Raises:
             InputError: the folder cannot be written.
         """
+        self.keep_config(config)
         with writing(self.path, "name another --run.dir"):
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self.checkpoints.mkdir(exist_ok=True)
             self.export.mkdir(exist_ok=True)
+        checkpoints.sweep(self.checkpoints)
+
+    def keep_config(self, config: str) -> None:
+        """Make the folder and write its config, for what keeps no state of its own.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        with writing(self.path, "name another --run.dir"):
+            self.path.mkdir(parents=True, exist_ok=True)
             with written_whole(self.config) as file:
                 file.write(config.encode("utf-8"))
-        checkpoints.sweep(self.checkpoints)
 
     def scratch(self, rank: int) -> Path:
         """A temporary folder, emptied, for the sockets of one process's loader workers.
