@@ -1,5 +1,6 @@
 """A trained task as notebooks and `downstream/predict.py` use it: an image in, classes, regions or nuclei out."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn import functional as F
 
 from downstream.tasks.classify import KIND as CLASSIFIER
 from downstream.tasks.classify import Classifier
@@ -21,7 +23,7 @@ from histo.errors import InputError
 from histo.images import channels_first
 from histo.overlap import Grid, blend
 from histo.probes.embedding import resized
-from histo.segmenters import segment
+from histo.segmenters import MPP_TOLERANCE, segment
 
 
 @dataclass
@@ -60,18 +62,68 @@ class TrainedTask:
         else:
             raise InputError(f"{path} is of kind {self.kind!r}, expected what downstream/train.py exports; name that.")
         self.network.requires_grad_(False).eval().to(self.device)
+        self.reader: Any = self.network
+        if isinstance(self.network, instance_networks.InstanceNetwork) and self.card.get("flips"):
+            self.reader = instance_networks.Flipped(self.network)  # as it was scored
+
+    @property
+    def nuclei(self) -> bool:
+        """Whether it finds nuclei."""
+        return self.kind == instance_networks.KIND
+
+    @property
+    def classes_tiles(self) -> bool:
+        """Whether it says of which class a tile is."""
+        return self.kind == CLASSIFIER
+
+    @property
+    def mpp(self) -> float | None:
+        """µm/px of what it learned from; None where that is unknown."""
+        return self.card.get("mpp")
+
+    def scale(self, mpp: float | None) -> float:
+        """By what an image of this µm/px is resized before it is read; 1 within a tenth, and where one is unknown.
+
+        Raises:
+            InputError: an image coarser than what was learned from, in which there is not the detail to read.
+        """
+        if mpp is None or self.mpp is None or math.isclose(mpp, self.mpp, rel_tol=MPP_TOLERANCE):
+            return 1.0
+        if mpp > self.mpp:
+            raise InputError(
+                f"The image has {mpp:g} µm/px, coarser than the {self.mpp:g} that {self.path.name} learned at; give an "
+                "image of that µm/px or a finer one, or correct --data.mpp."
+            )
+        return mpp / self.mpp
 
     @torch.no_grad()
-    def predict(self, image: NDArray[Any]) -> Prediction:
+    def predict(self, image: NDArray[Any], mpp: float | None = None) -> Prediction:
         """What the task says of an image.
 
         Args:
-            image: uint8 RGB of the µm/px of the training, [3, H, W] or [H, W, 3], of any size.
+            image: uint8 RGB, [3, H, W] or [H, W, 3], of any size.
+            mpp: its µm/px. An image more than a tenth finer than those of the training is resized to theirs, and maps
+                of it are brought back to its own pixels. None: taken to be that of the training.
 
         Raises:
-            InputError: another shape or dtype.
+            InputError: another shape or dtype, or an image that is too coarse.
         """
-        levels, side = channels_first(image), int(self.card["tile_size"])
+        levels = channels_first(image)
+        scale, size = self.scale(mpp), (levels.shape[1], levels.shape[2])
+        if scale == 1:
+            return self._read(levels)
+        found = self._read(resized(levels, *(max(1, round(side * scale)) for side in size)))
+        if found.instances is not None:
+            maps = F.interpolate(torch.from_numpy(found.instances)[None, None].double(), size, mode="nearest-exact")
+            found.instances = maps[0, 0].to(torch.int32).numpy()
+        if found.regions is not None and found.probabilities is not None:
+            maps = torch.from_numpy(found.probabilities)[None]
+            found.probabilities = F.interpolate(maps, size, mode="bilinear", align_corners=False)[0].numpy()
+            found.regions = found.probabilities.argmax(0).astype(np.uint8)
+        return found
+
+    def _read(self, levels: NDArray[np.uint8]) -> Prediction:
+        side = int(self.card["tile_size"])
         if self.kind == CLASSIFIER:
             tile = torch.from_numpy(resized(levels, side, side).copy())[None].to(self.device)
             found = self.network(tile).float().softmax(1)[0].cpu().numpy()
@@ -83,8 +135,7 @@ class TrainedTask:
             ):
                 maps[:, top : top + band.shape[1]] = band
             return Prediction(probabilities=maps, regions=maps.argmax(0).astype(np.uint8))
-        assert isinstance(self.network, instance_networks.InstanceNetwork)
-        return Prediction(instances=segment(self.network, levels, side))
+        return Prediction(instances=segment(self.reader, levels, side))
 
 
 def open_task(path: Path, device: torch.device | None = None) -> TrainedTask:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from downstream.labelled import Labelled
+from downstream.labelled import TRAIN, Labelled
 from downstream.recipe import Recipe
 from histo import encoders
 from histo.revision import revision
@@ -28,6 +28,7 @@ def card_of(recipe: Recipe, labelled: Labelled, start: encoders.Start) -> dict[s
         "trained_by": "nucleate downstream/train.py",
         "task": recipe.task,
         "mpp": next(iter(scales)) if len(scales) == 1 else None,
+        "tile_pixels": list(labelled.part(TRAIN)[0].image.shape[1:]),
         "in_channels": 3,
         "parent": start.facts["parent"],
         "data": [*start.facts["data"], *data],

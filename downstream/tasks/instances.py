@@ -121,5 +121,6 @@ class Instances:
     def export(self, network: nn.Module, card: dict[str, Any], folder: Path) -> Path:
         assert isinstance(network, InstanceNetwork)
         path = folder / "instances.safetensors"
-        write_network(path, network, {**card, "tile_size": self.tile_size})
+        flips = self.settings.flips and self.settings.head != "maskrcnn"
+        write_network(path, network, {**card, "tile_size": self.tile_size, "flips": flips})
         return path

@@ -177,6 +177,7 @@ class Segment:
             **self.start.architecture.card,
             "kind": KIND,
             "classes": self.settings.classes,
+            "ignore": self.settings.ignore,
             "decoder": self.settings.decoder,
             "tile_size": self.tile_size,
             "mean": list(network.mean),
