@@ -190,10 +190,10 @@ def test_a_classifier_tells_that_tiles_are_wider(
 
 def test_nuclei_of_a_slide_are_those_of_the_whole(finder: Path, tmp_path: Path) -> None:
     """Pieces with margins give the nuclei of the slide read at once, none cut or doubled."""
-    picture = tissue_on_glass(1, 1, side=192)
+    picture = tissue_on_glass(1, 1, side=320)
     row = SlideRow(write_slide(tmp_path / "slide.tif", picture), "slide.tif")
     task = downstream.load(finder)
-    product = Slides(task, [row], None, core=192)
+    product = Slides(task, [row], None, core=320)
     product.make(0, tmp_path / "out")
     whole = task.predict(picture).instances
     assert whole is not None
@@ -205,7 +205,7 @@ def test_nuclei_of_a_slide_are_those_of_the_whole(finder: Path, tmp_path: Path) 
 
 
 def test_regions_of_a_slide_and_a_call_that_goes_on(divider: Path, tmp_path: Path) -> None:
-    picture = tissue_on_glass(1, 1, side=256)
+    picture = tissue_on_glass(1, 1, side=320)
     write_slide(tmp_path / "slide.tif", picture)
     out = tmp_path / "out"
     main([str(divider), "--slide", str(tmp_path / "slide.tif"), "--out", str(out)])

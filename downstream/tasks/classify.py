@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
+from downstream.cases import class_picture
 from downstream.labelled import TRAIN, Labelled
 from downstream.losses import Loss, Weights, class_loss, class_weights
 from downstream.task import Evaluation, Tensors
@@ -117,14 +117,9 @@ class Classify:
         device = next(network.parameters()).device
         image = torch.from_numpy(fitted(tile, self.side).copy())[None].to(device)
         found = network(image).float().softmax(1)[0].cpu()
-        names, best = self.labelled.classes, int(found.argmax())
-        page = Image.new("RGB", (self.side, self.side + 32), "white")
-        page.paste(Image.fromarray(fitted(tile, self.side).transpose(1, 2, 0)), (0, 32))
-        pen = ImageDraw.Draw(page)
+        names = self.labelled.classes
         truth = names[self.number[tile.source, tile.key]]
-        pen.text((2, 2), truth, fill="black")
-        pen.text((2, 16), f"{names[best]} {found[best]:.2f}", fill="green" if names[best] == truth else "red")
-        return np.asarray(page)
+        return class_picture(fitted(tile, self.side), truth, names, found.tolist())
 
     def export(self, network: nn.Module, card: dict[str, Any], folder: Path) -> Path:
         assert isinstance(network, Classifier)

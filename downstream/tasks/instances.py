@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from downstream.cases import nuclei_picture
 from downstream.labelled import Labelled
 from downstream.task import Evaluation, Tensors
 from histo.dense import Decoder
@@ -19,7 +20,6 @@ from histo.instance_networks import Flipped, InstanceNetwork, InstanceSettings, 
 from histo.maskrcnn import MaskRCNNSettings
 from histo.metrics import compare, mean_scores
 from histo.segmenters import segment
-from histo.sheets import outlined
 from histo.tiles import Tile, TileSet
 
 if TYPE_CHECKING:
@@ -114,9 +114,7 @@ class Instances:
     def draw(self, network: nn.Module, tile: Tile) -> NDArray[np.uint8]:
         assert isinstance(network, InstanceNetwork)
         assert tile.instances is not None
-        found = self.find(network, tile.image)
-        pictures = [tile.image, outlined(tile.image, tile.instances), outlined(tile.image, found)]
-        return np.ascontiguousarray(np.concatenate(pictures, 2).transpose(1, 2, 0))
+        return nuclei_picture(tile.image, tile.instances, self.find(network, tile.image))
 
     def export(self, network: nn.Module, card: dict[str, Any], folder: Path) -> Path:
         assert isinstance(network, InstanceNetwork)
