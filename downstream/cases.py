@@ -1,16 +1,23 @@
 """Single tiles for people: the tile, its label, what was predicted, and where they differ; and which tiles to show."""
 
-from collections.abc import Mapping, Sequence
+import io
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from skimage.segmentation import find_boundaries
 
+from histo.errors import writing
+from histo.files import written_whole
 from histo.metrics.instances import MATCH_IOU, overlap
 from histo.metrics.regions import IGNORED
 from histo.sheets import HEADER, outlined
+from histo.tiles import Tile, TileSet
 
+SHOWN = 4  # worst tiles, and best ones
 LARGEST = 512  # pixels of a side; of larger tiles the middle is shown
 MATCHED, MISSED, WRONG = (60, 220, 90), (40, 110, 255), (255, 70, 50)
 NUCLEI_LEGEND = "Difference: found nuclei (IoU above 0.5) in green, missed ones in blue, and in red what no label has."
@@ -29,6 +36,40 @@ def extremes(values: Mapping[str, float], count: int) -> list[tuple[str, str]]:
     worst = order[: min(count, -(-len(order) // 2))]
     best = order[len(worst) :][::-1][:count]
     return [*(("worst", key) for key in worst), *(("best", key) for key in best)]
+
+
+def save_pictures(
+    folder: Path,
+    tiles: TileSet,
+    cases: Mapping[str, Mapping[str, float]],
+    chosen: str,
+    draw: Callable[[Tile], NDArray[np.uint8]],
+) -> list[dict[str, Any]]:
+    """Draw the worst and the best tiles into folder/cases; returns kind, key, score, its name, and file of each.
+
+    Args:
+        cases: the scores of every tile, by source/key.
+        chosen: the task's score; of classes, the probability of the true one goes before.
+
+    Raises:
+        InputError: a tile that cannot be read, or a folder that cannot be written.
+    """
+    scores = next(iter(cases.values()), {})
+    name = "p_true" if "p_true" in scores else chosen
+    if name not in scores:
+        return []
+    place = {f"{entry.source}/{entry.key}": k for k, entry in enumerate(tiles.entries)}
+    said = []
+    for number, (kind, key) in enumerate(extremes({key: case[name] for key, case in cases.items()}, SHOWN)):
+        file = Path("cases", f"{number:02d}-{kind}.png")
+        data = io.BytesIO()
+        Image.fromarray(draw(tiles[place[key]])).save(data, "PNG")
+        with writing(folder / file):
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            with written_whole(folder / file) as opened:
+                opened.write(data.getvalue())
+        said.append({"kind": kind, "key": key, "name": name, "score": cases[key][name], "file": file.as_posix()})
+    return said
 
 
 def nuclei_picture(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 try:
-    from downstream.cases import extremes
+    from downstream.cases import SHOWN, extremes
     from downstream.predictions import TABLE
     from downstream.scoring import Scored, score_classes, score_nuclei, score_regions
     from downstream.truths import match_maps, open_truth, read_note
@@ -30,7 +30,6 @@ except ModuleNotFoundError as error:
     sys.exit(f"error: {error.name!r} is not installed: run `pip install -e .` in nucleate's folder.")
 
 FORMAT = 1
-SHOWN = 4  # worst cases, and best ones
 KINDS = {"instances": "instances", "regions": "segment", "classifier": "classify"}  # of a card, as tasks
 
 

@@ -136,11 +136,19 @@ def class_scores(
     """
     scores = classification_scores(probabilities, numbers, classes)
     named = {name: getattr(scores, name) for name in ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "ece")}
-    cases = {
-        f"{entry.source}/{entry.key}": {"accuracy": float(one.argmax() == label), "p_true": float(one[label])}
-        for entry, one, label in zip(entries, probabilities, numbers, strict=True)
-    }
-    return Evaluation({name: value for name, value in named.items() if value is not None}, cases)
+    of_class = numbers.bincount(minlength=len(classes))
+    present = int((of_class > 0).sum())
+    cases = {}
+    for entry, one, label in zip(entries, probabilities, numbers.tolist(), strict=True):
+        right = float(one.argmax() == label)
+        share = right * len(entries) / (present * int(of_class[label]))
+        cases[f"{entry.source}/{entry.key}"] = {
+            "accuracy": right,
+            "balanced_accuracy": share,  # whose mean over the tiles is that score
+            "p_true": float(one[label]),
+        }
+    named = {name: value for name, value in named.items() if value is not None}
+    return Evaluation(named, cases, classes, [list(row) for row in scores.confusion])
 
 
 def write_classifier(

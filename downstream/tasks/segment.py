@@ -147,6 +147,8 @@ class Segment:
                 **scores,
             },
             cases,
+            self.settings.classes,
+            total.tolist(),
         )
 
     def draw(self, network: nn.Module, tile: Tile) -> NDArray[np.uint8]:
