@@ -136,7 +136,10 @@ class Report:
 
         Values that are not finite leave a gap; a curve without any finite value is listed as having no values.
         """
-        chart = line_chart(title, series, x_label)
+        self.chart(title, line_chart(title, series, x_label))
+
+    def chart(self, title: str, chart: str) -> None:
+        """A chart that `histo.running.charts` drew, under its title."""
         self._parts.append(f'<figure><figcaption class="above">{escape(title)}</figcaption>{chart}</figure>')
 
     def matrix(self, names: Sequence[str], counts: Sequence[Sequence[int]], caption: str = "") -> None:
