@@ -104,7 +104,7 @@ def _write(found: "Comparison", out: Path, runs: list[str]) -> None:
         for name, points in found.points.items()
         if all(point.interval for point in points.values())
     }
-    chart = line_chart(title, series, "labelled images", bands, doublings=True)
+    chart = line_chart(title, series, "labelled images (logarithmic)", bands, doublings=True)
     report = Report(title, f"task {found.task} · {found.tiles} test tiles of {found.patients} patients")
     report.chart(f"{title}. {BAND if bands else ''}", chart)
     caption = "Mean and standard deviation over seeds; 95 % bootstrap interval by patient."
