@@ -111,10 +111,20 @@ def class_picture(
     page = Image.new("RGB", (max(width, 128), height + 2 * HEADER), "white")
     page.paste(Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))), (0, 2 * HEADER))
     pen = ImageDraw.Draw(page)
-    pen.text((2, 2), truth, fill="black")
-    said = f"{classes[best]} {probabilities[best]:.2f}"
+    pen.text((2, 2), f"label {truth}", fill="black")
+    said = f"found {classes[best]} {probabilities[best]:.2f}"
     pen.text((2, 2 + HEADER), said, fill="green" if classes[best] == truth else "red")
     return np.asarray(page)
+
+
+def side_by_side(pictures: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """Pictures uint8 [H, W, 3] in a row, uint8 [H', W', 3], white between them."""
+    height, width = max(len(one) for one in pictures), sum(one.shape[1] + 4 for one in pictures) - 4
+    row, left = np.full((height, width, 3), 255, np.uint8), 0
+    for one in pictures:
+        row[: len(one), left : left + one.shape[1]] = one
+        left += one.shape[1] + 4
+    return row
 
 
 def middle(*arrays: NDArray) -> list[NDArray]:

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from downstream.cases import NUCLEI_LEGEND, REGIONS_LEGEND, SHOWN
+from downstream.cases import NUCLEI_LEGEND, REGIONS_LEGEND, SHOWN, side_by_side
 from downstream.recipe import Recipe
 from downstream.results import Result
 from histo.metrics import EMPTY_TILES
@@ -45,7 +46,7 @@ def write_report(recipe: Recipe, run: RunFolder, results: list[Result], rows: di
         report.text(EMPTY_TILES)
     _add_confusion(report, results)
     _add_cases(report, recipe, run, results)
-    report.heading("The course of the training")
+    charts = {}
     logs = {f"seed {r.seed}" + (f", fold {r.fold + 1}" if recipe.data.folds else ""): r for r in results}
     for prefix, title in (("loss/", "Loss"), ("validation/", "Validation part")):
         lines = {}
@@ -58,7 +59,11 @@ def write_report(recipe: Recipe, run: RunFolder, results: list[Result], rows: di
                     [record[name] for record in having],
                 )
         if lines:
-            report.curves(title, lines, "crops seen")
+            charts[title] = lines
+    if charts:
+        report.heading("The course of the training")
+    for title, lines in charts.items():
+        report.curves(title, lines, "crops seen")
     report.heading("Data and split")
     report.facts(results[0].facts)
     _add_encoder(report, results[0].encoder)
@@ -99,11 +104,18 @@ def _add_cases(report: Report, recipe: Recipe, run: RunFolder, results: list[Res
         report.text(_LEGENDS[recipe.task])
     for kind, sign in (("worst", 1), ("best", -1)):
         some = sorted((one for one in found.values() if one[0]["kind"] == kind), key=lambda one: sign * one[0]["score"])
-        for said, file in some[:SHOWN]:
-            if file.is_file():
-                with Image.open(file) as picture:
-                    pixels = np.asarray(picture.convert("RGB"))
-                report.picture(pixels, f"{kind}: {said['key']}, {said['name']} {said['score']:.3f}")
+        shown = [(_pixels(file), said) for said, file in some[:SHOWN] if file.is_file()]
+        captions = [f"{said['key']}, {said['name']} {said['score']:.3f}" for _, said in shown]
+        if recipe.task in _LEGENDS:
+            for (picture, _), caption in zip(shown, captions, strict=True):
+                report.picture(picture, f"{kind}: {caption}")
+        elif shown:
+            report.picture(side_by_side([picture for picture, _ in shown]), f"{kind}: {'; '.join(captions)}")
+
+
+def _pixels(file: Path) -> NDArray[np.uint8]:
+    with Image.open(file) as picture:
+        return np.asarray(picture.convert("RGB"))
 
 
 def _add_encoder(report: Report, encoder: dict[str, Any]) -> None:

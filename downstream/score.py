@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 try:
-    from downstream.cases import SHOWN, extremes
+    from downstream.cases import SHOWN, extremes, side_by_side
     from downstream.predictions import TABLE
     from downstream.scoring import Scored, score_classes, score_nuclei, score_regions
     from downstream.truths import match_maps, open_truth, read_note
@@ -208,14 +208,22 @@ def _report(scored: Scored, facts: dict[str, Any], notes: list[str], task: str) 
         report.heading("Which classes are taken for which")
         report.matrix(scored.names, scored.confusion, f"Number of {unit}, and share of the true class.")
     chosen = {name: case[scored.chosen] for name, case in scored.cases.items()}
-    pictures = [(kind, name, scored.draw(name)) for kind, name in extremes(chosen, SHOWN)]
-    if any(picture is not None for *_, picture in pictures):
+    drawn = {
+        (kind, name): picture for kind, name in extremes(chosen, SHOWN) if (picture := scored.draw(name)) is not None
+    }
+    if drawn:
         report.heading("The worst and the best tiles")
-        if scored.legend:
-            report.text(scored.legend)
-        for kind, name, picture in pictures:
-            if picture is not None:
-                report.picture(picture, f"{kind}: {name}, {scored.chosen} {chosen[name]:.3f}")
+        report.text(*filter(None, [scored.legend]))
+    said = {one: f"{one[1]}, {scored.chosen} {chosen[one[1]]:.3f}" for one in drawn}
+    if task != "classify":
+        for one, picture in drawn.items():
+            report.picture(picture, f"{one[0]}: {said[one]}")
+    else:
+        for kind in dict.fromkeys(kind for kind, _ in drawn):
+            some = [one for one in drawn if one[0] == kind]
+            report.picture(
+                side_by_side([drawn[one] for one in some]), f"{kind}: {'; '.join(said[one] for one in some)}"
+            )
     report.heading("What they rest on")
     report.facts(facts)
     return report

@@ -150,7 +150,7 @@ def test_classes_by_image_and_by_patient(labels: Path, tmp_path: Path) -> None:
     assert found["scores"]["auroc"] == pytest.approx(0.5)
     assert found["confusion"] == [[1, 1], [0, 2]]
     assert found["intervals"]["accuracy"] == [pytest.approx(0.5), pytest.approx(1)]
-    assert (folder / "report.html").read_text().count("<img") == 4
+    assert (folder / "report.html").read_text().count("<img") == 2
 
 
 @pytest.mark.parametrize(
