@@ -1,6 +1,5 @@
 """A trained task as notebooks and `downstream/predict.py` use it: an image in, classes, regions or nuclei out."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,21 +8,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.nn import functional as F
 
 from downstream.tasks.classify import KIND as CLASSIFIER
 from downstream.tasks.classify import Classifier
 from downstream.tasks.segment import KIND as REGIONS
-from downstream.tasks.segment import Regions
+from downstream.tasks.segment import Regions, find_regions
 from histo import instance_networks
 from histo.dense import DenseNetwork
-from histo.encoders import build, read_card
+from histo.encoders import build, memory_layout, read_card
 from histo.encoders.files import architecture_of, card_beside
 from histo.errors import InputError
 from histo.images import channels_first
-from histo.overlap import Grid, blend
+from histo.magnification import step_to
 from histo.probes.embedding import resized
-from histo.segmenters import MPP_TOLERANCE, segment
 
 
 @dataclass
@@ -35,12 +32,14 @@ class Prediction:
         probabilities: float32 [C] of the image's classes, or [C, H, W] of every pixel's.
         regions: uint8 [H, W], the class of every pixel.
         instances: int32 [H, W], nuclei, 0 = background.
+        types: uint8 [n + 1], types of nuclei by id, from 1 in the order of the card's `types`; entry 0 unused.
     """
 
     label: str | None = None
     probabilities: NDArray[np.float32] | None = None
     regions: NDArray[np.uint8] | None = None
     instances: NDArray[np.int32] | None = None
+    types: NDArray[np.uint8] | None = None
 
 
 class TrainedTask:
@@ -61,10 +60,8 @@ class TrainedTask:
             self.network, self.card = _rebuilt(path, str(self.kind))
         else:
             raise InputError(f"{path} is of kind {self.kind!r}, expected what downstream/train.py exports; name that.")
-        self.network.requires_grad_(False).eval().to(self.device)
-        self.reader: Any = self.network
-        if isinstance(self.network, instance_networks.InstanceNetwork) and self.card.get("flips"):
-            self.reader = instance_networks.Flipped(self.network)  # as it was scored
+        layout = memory_layout(self.network, self.device)
+        self.network.requires_grad_(False).eval().to(self.device).to(memory_format=layout)
 
     @property
     def nuclei(self) -> bool:
@@ -81,61 +78,35 @@ class TrainedTask:
         """µm/px of what it learned from; None where that is unknown."""
         return self.card.get("mpp")
 
-    def scale(self, mpp: float | None) -> float:
-        """By what an image of this µm/px is resized before it is read; 1 within a tenth, and where one is unknown.
-
-        Raises:
-            InputError: an image coarser than what was learned from, in which there is not the detail to read.
-        """
-        if mpp is None or self.mpp is None or math.isclose(mpp, self.mpp, rel_tol=MPP_TOLERANCE):
-            return 1.0
-        if mpp > self.mpp:
-            raise InputError(
-                f"The image has {mpp:g} µm/px, coarser than the {self.mpp:g} that {self.path.name} learned at; give an "
-                "image of that µm/px or a finer one, or correct --data.mpp."
-            )
-        return mpp / self.mpp
-
-    @torch.no_grad()
     def predict(self, image: NDArray[Any], mpp: float | None = None) -> Prediction:
         """What the task says of an image.
 
         Args:
             image: uint8 RGB, [3, H, W] or [H, W, 3], of any size.
-            mpp: its µm/px. An image more than a tenth finer than those of the training is resized to theirs, and maps
-                of it are brought back to its own pixels. None: taken to be that of the training.
+            mpp: its µm/px, from which it is brought to that of the training; None: it has that of the training.
 
         Raises:
-            InputError: another shape or dtype, or an image that is too coarse.
+            InputError: another shape or dtype, or an image coarser than the training's.
         """
-        levels = channels_first(image)
-        scale, size = self.scale(mpp), (levels.shape[1], levels.shape[2])
-        if scale == 1:
-            return self._read(levels)
-        found = self._read(resized(levels, *(max(1, round(side * scale)) for side in size)))
-        if found.instances is not None:
-            maps = F.interpolate(torch.from_numpy(found.instances)[None, None].double(), size, mode="nearest-exact")
-            found.instances = maps[0, 0].to(torch.int32).numpy()
-        if found.regions is not None and found.probabilities is not None:
-            maps = torch.from_numpy(found.probabilities)[None]
-            found.probabilities = F.interpolate(maps, size, mode="bilinear", align_corners=False)[0].numpy()
-            found.regions = found.probabilities.argmax(0).astype(np.uint8)
-        return found
+        bf16 = self.card.get("precision") == "bf16"
+        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):  # as it was scored
+            return self._predicted(channels_first(image), mpp)
 
-    def _read(self, levels: NDArray[np.uint8]) -> Prediction:
+    def _predicted(self, levels: NDArray[np.uint8], mpp: float | None) -> Prediction:
         side = int(self.card["tile_size"])
+        step = step_to(self.card.get("mpp"), mpp, "The image") if mpp is not None else 1.0
         if self.kind == CLASSIFIER:
             tile = torch.from_numpy(resized(levels, side, side).copy())[None].to(self.device)
             found = self.network(tile).float().softmax(1)[0].cpu().numpy()
             return Prediction(self.card["classes"][int(found.argmax())], found)
         if self.kind == REGIONS:
-            maps = np.empty((len(self.card["classes"]), *levels.shape[1:]), np.float32)
-            for top, band in blend(
-                lambda tiles, corners: self.network(tiles.to(self.device)).softmax(1), levels, Grid(side, side // 2)
-            ):
-                maps[:, top : top + band.shape[1]] = band
+            assert isinstance(self.network, Regions)
+            maps = find_regions(self.network, levels, side, step)
             return Prediction(probabilities=maps, regions=maps.argmax(0).astype(np.uint8))
-        return Prediction(instances=segment(self.reader, levels, side))
+        assert isinstance(self.network, instance_networks.InstanceNetwork)
+        flips = bool(self.card.get("flips"))
+        instances, types = instance_networks.find_nuclei(self.network, levels, side, flips=flips, step=step)
+        return Prediction(instances=instances, types=types)
 
 
 def open_task(path: Path, device: torch.device | None = None) -> TrainedTask:

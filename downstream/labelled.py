@@ -11,7 +11,7 @@ from downstream.subsets import labelled_subset
 from histo.errors import InputError
 from histo.probes.splits import folds
 from histo.randomness import draws
-from histo.tiles import TileSet, open_tiles
+from histo.tiles import TileEntry, TileSet, open_tiles
 from histo.tiles.classes import grouped, read_groups
 
 TRAIN, VALIDATION, TEST = PARTS = ("train", "validation", "test")
@@ -28,10 +28,16 @@ class DataSettings:
     """labels joined to classes: CLASS=LABEL,LABEL …"""
     split: str = "train"
     """split to learn from, where data.folds is 0"""
+    extra: list[str] | str | None = None
+    """further labelled tiles to learn from, such as what translate/generate.py or pseudomask.py wrote"""
+    extra_split: str | None = None
+    """split of data.extra to learn from; null: all of them"""
+    extra_share: float = 0.5
+    """share of the crops that is cut from data.extra; 1: no label of data.tiles is learned from"""
     validation: str | None = None
-    """split that says when to stop; null: data.validation_share of the patients of the training part"""
+    """split that says which network counts; null: data.validation_share of the patients of the training part"""
     validation_share: float = 0.0
-    """share of the labelled training tiles, by patients, that says when to stop; 0: the last network counts"""
+    """share of the labelled training tiles, by patients, that says which network counts; 0: the last one"""
     holdout: str = "test"
     """split that is scored, where data.folds is 0"""
     folds: int = 0
@@ -63,6 +69,8 @@ class DataSettings:
                 f"data.label_images {self.label_images} and data.label_fraction {self.label_fraction:g} both say how "
                 "many labels are used; give one of them."
             )
+        if not 0 < self.extra_share <= 1:
+            raise InputError(f"data.extra_share is {self.extra_share}, expected a share above 0, at most 1.")
         if not 0 <= self.validation_share < 1:
             raise InputError(f"data.validation_share is {self.validation_share}, expected a share from 0 to below 1.")
         if self.validation is not None and (self.validation_share or self.folds):
@@ -81,6 +89,8 @@ class Labelled:
     Attributes:
         tiles: all of them; parts: positions of those learned from, validated and scored on, int64 each.
         classes: names, in order; numbers: int64 [N], the class of each tile; empty where the task needs masks.
+        number_of: the class of each label of tiles.
+        extra: further tiles to learn from; None without any.
         patients: (source, patient) of each tile, None where unknown.
         facts: what they are, by name, for people and results.
     """
@@ -89,12 +99,14 @@ class Labelled:
     parts: dict[str, NDArray[np.int64]]
     classes: list[str]
     numbers: NDArray[np.int64]
+    number_of: dict[str, int]
+    extra: TileSet | None
     patients: list[Hashable | None]
     facts: dict[str, Any]
 
     def part(self, name: str) -> TileSet:
         """The tiles of one part."""
-        return TileSet(self.tiles.entries.take(self.parts[name]))
+        return self.tiles.subset(self.parts[name])
 
 
 def open_labelled(settings: DataSettings, needs: Needs, seed: int, fold: int = 0) -> Labelled:
@@ -113,12 +125,8 @@ def open_labelled(settings: DataSettings, needs: Needs, seed: int, fold: int = 0
         raise InputError("data.tiles is not given, expected labelled tiles; name a folder, or NAME:PATH of a set.")
     tiles = open_tiles(settings.tiles, mpp=settings.mpp, on_bad=settings.on_bad, cache_mb=settings.cache_mb)
     entries = list(tiles.entries)
-    bare = [entry for entry in entries if getattr(entry, needs) is None]
-    if bare:
-        raise InputError(
-            f"{len(bare)} of {len(entries)} tiles have no {needs}, first {bare[0].path}; fill the column {needs} of "
-            "tiles.csv, or leave them out."
-        )
+    _refuse_bare(entries, needs)
+    extra = _open_extra(settings, needs)
     patients: list[Hashable | None] = [entry.patient and (entry.source, entry.patient) for entry in entries]
     labels = None
     if needs == "label":
@@ -146,22 +154,78 @@ def open_labelled(settings: DataSettings, needs: Needs, seed: int, fold: int = 0
                     f"The class {label} has no tile in the {name} part, expected some of each class; correct the "
                     "splits, join classes (--data.group), or use more labels."
                 )
+    number_of = {str(entry.label): int(number) for entry, number in zip(entries, numbers, strict=False)}
     known = {patient for patient in patients if patient is not None}
     facts = {
         "tiles": tiles.describe(),
         "divided": f"fold {fold + 1} of {settings.folds} is scored, patients dealt by seed {seed}"
         if settings.folds
         else f"splits of the tiles: {settings.split} learned from, {settings.holdout} scored",
-        "labels used": f"{len(used)} of {len(allowed)} training tiles",
+        "labels used": f"{0 if extra is not None and settings.extra_share == 1 else len(used)} of {len(allowed)} "
+        "training tiles",
         **{
             name: f"{len(parts[name])} tiles · {len({patients[k] for k in parts[name]} - {None})} patients"
             for name in PARTS
         },
         "patients": f"{len(known)} known, {patients.count(None)} tiles of unknown patient",
     }
+    if extra is not None:
+        shared = _checked_extra(extra, settings, number_of, {patients[k] for k in parts[TEST]} - {None})
+        facts["extra"] = f"{extra.describe()}, {settings.extra_share:.0%} of the crops"
+        common = common or shared
     if common:
         facts["warning"] = f"{len(common)} patients are in two parts, so that scores are too high"
-    return Labelled(tiles, parts, classes, numbers, patients, facts)
+    return Labelled(tiles, parts, classes, numbers, number_of, extra, patients, facts)
+
+
+def _refuse_bare(entries: Sequence[TileEntry], needs: Needs) -> None:
+    bare = [entry for entry in entries if getattr(entry, needs) is None]
+    if bare:
+        raise InputError(
+            f"{len(bare)} of {len(entries)} tiles have no {needs}, first {bare[0].path}; fill the column {needs} of "
+            "tiles.csv, or leave them out."
+        )
+
+
+def _open_extra(settings: DataSettings, needs: Needs) -> TileSet | None:
+    if settings.extra is None:
+        return None
+    extra = open_tiles(settings.extra, mpp=settings.mpp, on_bad=settings.on_bad, cache_mb=settings.cache_mb)
+    if settings.extra_split is not None:
+        chosen = [k for k, entry in enumerate(extra.entries) if entry.split == settings.extra_split]
+        if not chosen:
+            present = ", ".join(sorted({str(entry.split) for entry in extra.entries}))
+            raise InputError(
+                f"No tile of data.extra is of the split {settings.extra_split!r}; they have {present}: name one of "
+                "these as data.extra_split, or leave it out."
+            )
+        extra = extra.subset(np.array(chosen))
+    _refuse_bare(list(extra.entries), needs)
+    return extra
+
+
+def _checked_extra(
+    extra: TileSet, settings: DataSettings, number_of: dict[str, int], scored: set[Any]
+) -> list[tuple[str, str, Any]]:
+    """Patients of further tiles that are scored, by name whatever the source, as `_common_patients` has them.
+
+    Raises:
+        InputError: there are some and that is not allowed, or a label that no scored tile has.
+    """
+    unknown = sorted({str(entry.label) for entry in extra.entries} - number_of.keys()) if number_of else []
+    if unknown:
+        raise InputError(
+            f"data.extra has the label {unknown[0]!r}, expected one of {', '.join(sorted(number_of))} as in "
+            "data.tiles; correct the column label of its tiles.csv."
+        )
+    names = {patient for _, patient in scored}
+    common = sorted({str(entry.patient) for entry in extra.entries if entry.patient in names})
+    if common and not settings.common_patients:
+        raise InputError(
+            f"{len(common)} patients of data.extra are scored, first {common[0]}; leave them out of data.extra, or "
+            "give --data.common_patients true, which every result will then say."
+        )
+    return [("extra", TEST, patient) for patient in common]
 
 
 def _named(settings: DataSettings, splits: Sequence[str | None]) -> dict[str, NDArray[np.int64]]:

@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from downstream.recipe import Recipe
 from downstream.task import Evaluation, Task, Tensors
+from histo.batch_norm import share
 from histo.encoders import memory_layout
 from histo.errors import InputError
 from histo.running.checkpoints import Checkpoint, optimizer_tensors, restore_optimizer
@@ -34,9 +35,12 @@ class Learner:
         device = accelerator.device
         task.network.to(device).to(memory_format=memory_layout(task.network, device))
         task.network.train()
+        share(task.network)
         self.optimizer = self._optimizer()
         self.average = AveragedModel(task.network, multi_avg_fn=self._mean, use_buffers=True)
         self.images = 0
+        self.best: dict[str, Tensor] | None = None
+        self.best_score, self.best_images = float("-inf"), 0
 
     @property
     def frozen(self) -> bool:
@@ -90,7 +94,7 @@ class Learner:
     def _optimizer(self) -> torch.optim.Optimizer:
         own = {id(weight) for weight in self.task.encoder.parameters()}
         groups: list[dict[str, Any]] = []
-        for of_encoder, share in ((True, self.train.encoder_rate), (False, 1.0)):
+        for of_encoder, rate in ((True, self.train.encoder_rate), (False, 1.0)):
             if of_encoder and self.frozen:
                 self.task.encoder.requires_grad_(False).eval()  # eval: batch norm would learn without gradients
                 continue
@@ -105,7 +109,7 @@ class Learner:
             for bare in (True, False):
                 chosen = [weight for name, weight in weights if (weight.ndim <= 1 or name.endswith(".bias")) is bare]
                 decay = 0.0 if bare else self.train.weight_decay
-                groups.append({"params": chosen, "weight_decay": decay, "share": share})
+                groups.append({"params": chosen, "weight_decay": decay, "share": rate})
         groups = [group for group in groups if group["params"]]
         return torch.optim.AdamW(groups, lr=self.train.learning_rate, fused=True)
 
@@ -137,6 +141,22 @@ class Learner:
     def _averaged(self) -> nn.Module:
         return self.average.module.eval()
 
+    def keep_best(self, score: float) -> None:
+        """Keep the averaged network of now if it is better than those before it, the later of two that are alike."""
+        if score >= self.best_score:
+            self.best = {name: weight.clone() for name, weight in self.average.module.state_dict().items()}
+            self.best_score, self.best_images = score, self.images
+
+    def take_best(self) -> str:
+        """Let the best network be the one that is scored and exported; says for people which it is."""
+        if self.best is None:
+            return f"the last one, after {self.images} crops"
+        self.average.module.load_state_dict(self.best)
+        return (
+            f"that of {self.best_images} crops, the best by {self.task.CHOSEN} of the validation part "
+            f"({self.best_score:.3f})"
+        )
+
     def _by_layer(self) -> list[dict[str, Any]]:
         """The encoder's weights by timm's layers, the lower the slower (Bao et al. 2022, BEiT)."""
         encoder: Any = getattr(self.task.network, "encoder", None)
@@ -157,7 +177,10 @@ class Learner:
             "average": self.average.state_dict(),
             "optimizer": optimizer_tensors(self.optimizer),
         }
-        return Checkpoint(tensors, {**facts, "images": self.images})
+        if self.best is None:
+            return Checkpoint(tensors, {**facts, "images": self.images})
+        best = {"best_score": self.best_score, "best_images": self.best_images}
+        return Checkpoint({**tensors, "best": self.best}, {**facts, "images": self.images, **best})
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint of a learner with the same settings.
@@ -169,6 +192,9 @@ class Learner:
             self.task.network.load_state_dict(checkpoint.tensors["network"])
             self.average.load_state_dict(checkpoint.tensors["average"])
             restore_optimizer(self.optimizer, checkpoint.tensors["optimizer"])
+            if "best" in checkpoint.tensors:
+                self.best = checkpoint.tensors["best"]
+                self.best_score, self.best_images = checkpoint.facts["best_score"], checkpoint.facts["best_images"]
         except (LookupError, ValueError, RuntimeError) as error:
             raise InputError(
                 f"{checkpoint.path} does not fit these settings; use those it was trained with, or start a new run."

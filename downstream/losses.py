@@ -40,3 +40,18 @@ def class_weights(numbers: Tensor, classes: int, kind: Weights) -> Tensor | None
     if kind == "none":
         return None
     return len(numbers) / (classes * torch.bincount(numbers, minlength=classes).float())
+
+
+def type_loss(logits: Tensor, types: Tensor) -> Tensor:
+    """Cross-entropy of the types of nuclei over the pixels of those whose type is known.
+
+    Args:
+        logits: float [N, T, H, W].
+        types: int64 [N, H, W], from 1, 0 in the background and where unknown.
+
+    Returns:
+        float32, a scalar; 0 where no type is known.
+    """
+    known = types > 0
+    total = F.cross_entropy(logits.float(), types - 1, ignore_index=-1, reduction="sum")
+    return total / known.sum().clamp_min(1)

@@ -1,8 +1,8 @@
 """Nuclei and regions of whole slides, piece by piece: no more of a slide is held than a piece with its margin.
 
-A piece is a core with a margin on every side. Windows lie on one grid of the whole slide, and the margin is wider than
-a window, so that neighbouring pieces read the same values around their border. A nucleus is the core's that holds its
-first pixel, so none is cut or doubled. Pieces without tissue are left out.
+A piece is a core with a margin on every side. Pieces begin on the grid of windows that the whole slide would be read
+in, and the margin is wide enough that neighbouring pieces read the same values around their border. A nucleus is the
+core's that holds its first pixel, so none is cut or doubled. Pieces without tissue are left out.
 """
 
 import json
@@ -85,10 +85,11 @@ class Slides:
         if len(set(self.names)) < len(self.names):
             twice = next(name for k, name in enumerate(self.names) if name in self.names[:k])
             raise InputError(f"Two slides are called {twice} but for the suffix, and so would be their results.")
-        tile = int(task.card["tile_size"])
-        step = tile // 2
+        side, overlap = _windows(task)
+        step = side // 2 if overlap is None else side - overlap
+        self.window, self.overlap = side, overlap or 0
         self.core = max(1, round(core / step)) * step
-        self.margin = tile + -(-TALLEST // step) * step
+        self.margin = -(-((overlap or side) + TALLEST) // step) * step
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -136,18 +137,25 @@ class Slides:
         """Those with tissue, row by row."""
         height, width = found.size
         pixel = found.sampling.mpp / found.maps.mpp
-        lefts, tops = np.arange(0, width, self.core), np.arange(0, height, self.core)
-        tissue = coverage(found.maps.tissue, lefts * pixel, tops * pixel, self.core * pixel)
+        lefts, tops = self._starts(width), self._starts(height)
+        ends = [np.append(starts[1:], length) for starts, length in ((lefts, width), (tops, height))]
+        reach = self.core + self.window  # of the last ones
+        tissue = coverage(found.maps.tissue, lefts * pixel, tops * pixel, reach * pixel)
         for row, column in np.argwhere(tissue > 0).tolist():
-            left, top = int(lefts[column]), int(tops[row])
-            core = (left, top, min(left + self.core, width), min(top + self.core, height))
+            core = (int(lefts[column]), int(tops[row]), int(ends[0][column]), int(ends[1][row]))
+            far = self.margin + self.overlap  # so that the last window ends where the piece does
             read = (
                 max(core[0] - self.margin, 0),
                 max(core[1] - self.margin, 0),
-                min(core[2] + self.margin, width),
-                min(core[3] + self.margin, height),
+                min(core[2] + far, width),
+                min(core[3] + far, height),
             )
             yield Piece(row, column, core, read)
+
+    def _starts(self, length: int) -> NDArray[np.int64]:
+        """First pixels of the cores along a side; what is left and smaller than a window belongs to the last one."""
+        starts = np.arange(0, length, self.core)
+        return starts[:-1] if len(starts) > 1 and length - starts[-1] < self.window else starts
 
     def _file(self, folder: Path, piece: Piece) -> Path:
         return folder / f"{piece.row}_{piece.column}.{'json' if self.task.nuclei else 'png'}"
@@ -169,11 +177,11 @@ class Slides:
     def _join_regions(self, found: Surveyed, pieces: list[Piece], folder: Path, path: Path) -> None:
         height, width = found.size
         known = {(piece.row, piece.column): piece for piece in pieces}
-        columns = range(-(-width // self.core))
+        columns, tops = range(len(self._starts(width))), [*self._starts(height).tolist(), height]
 
         def line(row: int) -> NDArray[np.uint8]:
             """The values of a row of pieces."""
-            rows = min(self.core, height - row * self.core)
+            rows = tops[row + 1] - tops[row]
             values = np.full((rows, width), NOWHERE, np.uint8)
             for piece in (known[row, column] for column in columns if (row, column) in known):
                 values[:, piece.core[0] : piece.core[2]] = read_instances(self._file(folder, piece))
@@ -183,7 +191,7 @@ class Slides:
             held, start = np.empty((0, width), np.uint8), 0  # rows from `start` on
             for top in range(0, height, _BLOCK):
                 while start + len(held) < min(top + _BLOCK, height):
-                    held = np.concatenate([held[top - start :], line((start + len(held)) // self.core)])
+                    held = np.concatenate([held[top - start :], line(tops.index(start + len(held)))])
                     start = top
                 band = held[top - start : top - start + _BLOCK]
                 for left in range(0, width, _BLOCK):
@@ -203,6 +211,13 @@ class Slides:
                 resolution=(1e4 / found.sampling.mpp,) * 2,
                 resolutionunit="CENTIMETER",
             )
+
+
+def _windows(task: TrainedTask) -> tuple[int, int | None]:
+    """Side and overlap of the windows that a slide is read in; None is half."""
+    tile = int(task.card["tile_size"])
+    dense = getattr(task.network, "dense", None)
+    return (tile, None) if dense is None else dense.reading((10**6, 10**6), tile)
 
 
 def of_core(instances: NDArray[np.int32], core: tuple[slice, slice]) -> NDArray[np.int32]:

@@ -13,6 +13,7 @@ from downstream.inference import TrainedTask
 from histo.contact import KEPT, contact_sheet, overlay
 from histo.errors import InputError, writing
 from histo.files import written_whole
+from histo.magnification import step_to
 from histo.masks import read_instances, write_instances
 from histo.running.outputs import result_names
 from histo.segmenters import MPP_TOLERANCE
@@ -140,14 +141,11 @@ def scale_notes(task: TrainedTask, tiles: TileSet) -> list[str]:
     for mpp, count in tiles.entries.facts("mpp").counts().items():
         some = f"{count} tile{'' if count == 1 else 's'} of"
         if mpp is None:
-            notes.append(f"{some} unknown µm/px are taken to be of {task.mpp:g} µm/px, as the network learned at.")
-        elif task.scale(mpp) != 1:
-            notes.append(
-                f"{some} {mpp:g} µm/px are resized to the {task.mpp:g} µm/px of the training; maps of them are brought "
-                "back to their own pixels."
-            )
-        elif abs(mpp / task.mpp - 1) > 0.01:
-            notes.append(f"{some} {mpp:g} µm/px are read as they are by a network that learned at {task.mpp:g}.")
+            notes.append(f"{some} unknown µm/px: taken to be of {task.mpp:g} µm/px, as the network learned at.")
+        elif step_to(task.mpp, mpp, f"{count} of the tiles") != 1:
+            notes.append(f"{some} {mpp:g} µm/px: read at the {task.mpp:g} of the training, maps keep their own pixels.")
+        elif mpp != task.mpp:
+            notes.append(f"{some} {mpp:g} µm/px: read as they are by a network that learned at {task.mpp:g}.")
     return notes + _field_notes(task, tiles)
 
 

@@ -36,6 +36,9 @@ class CropSettings:
 
     size: int = 256
     """side of the square crops; pixels, a multiple of 32"""
+    mpp: float | None = None
+    """µm/px that crops have and that images are read at, which brings tiles of several scales to one; null: their own;
+    maps are given back at the µm/px of the image"""
     smallest: float = 0.8
     """crops have a side of this share to 1 of their size before they are resized"""
     stain: float = 0.2
@@ -44,6 +47,8 @@ class CropSettings:
     def __post_init__(self) -> None:
         if not 32 <= self.size <= 1024 or self.size % 32:
             raise InputError(f"crop.size is {self.size}, expected a multiple of 32 from 32 to 1024 pixels.")
+        if self.mpp is not None and not 0.01 <= self.mpp <= 100:
+            raise InputError(f"crop.mpp is {self.mpp}, expected µm/px between 0.01 and 100.")
         if not 0.1 <= self.smallest <= 1:
             raise InputError(f"crop.smallest is {self.smallest}, expected a share between 0.1 and 1.")
         if not 0 <= self.stain < 1:
@@ -108,6 +113,9 @@ class Recipe:
         "data.validation",
         "data.validation_share",
         "data.holdout",
+        "data.extra",
+        "data.extra_split",
+        "data.extra_share",
         "data.folds",
         "data.label_fraction",
         "data.label_images",
@@ -142,3 +150,9 @@ class Recipe:
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or not all(0 <= s < 2**63 for s in self.seeds):
             raise InputError(f"seeds is {self.seeds}, expected different whole numbers from 0.")
+        whole = self.task in ("linear", "knn") or (self.task == "classify" and self.classify.whole)
+        if whole and self.crop.mpp is not None:
+            raise InputError(
+                f"crop.mpp is {self.crop.mpp}, but task {self.task} reads whole tiles resized to crop.size pixels; "
+                "leave crop.mpp out, or give --classify.whole false to learn from crops."
+            )

@@ -89,9 +89,10 @@ def card_of(recipe: Recipe, labelled: Labelled, start: encoders.Start) -> dict[s
     return {
         "trained_by": "nucleate downstream/train.py",
         "task": recipe.task,
-        "mpp": next(iter(scales)) if len(scales) == 1 else None,
+        "mpp": recipe.crop.mpp or (next(iter(scales)) if len(scales) == 1 else None),
         "tile_pixels": list(labelled.part(TRAIN)[0].image.shape[1:]),
         "in_channels": 3,
+        "precision": recipe.train.precision,
         "parent": start.facts["parent"],
         "data": [*start.facts["data"], *data],
         "labels": labelled.facts["labels used"],

@@ -9,10 +9,11 @@ from torch.utils.data import Dataset
 from downstream.recipe import CropSettings
 from downstream.task import Task
 from histo.crops import crop
+from histo.magnification import step_to
 from histo.probes.embedding import fitted
 from histo.randomness import draws
 from histo.sampling import Order
-from histo.tiles import TileSet
+from histo.tiles import Tile, TileSet
 
 
 class LabelledCrops(Dataset[dict[str, Any]]):
@@ -21,14 +22,37 @@ class LabelledCrops(Dataset[dict[str, Any]]):
     An item is a dict: `image` uint8 [3, s, s], `index` int, and what the task's `item` gives of the crop.
     """
 
-    def __init__(self, tiles: TileSet, task: Task, settings: CropSettings, seed: int, whole: bool = False) -> None:
-        self.tiles, self.task, self.settings, self.seed, self.whole = tiles, task, settings, seed, whole
-        self.order = Order(seed, "labelled order", [len(tiles)])
+    def __init__(
+        self,
+        tiles: TileSet,
+        task: Task,
+        settings: CropSettings,
+        seed: int,
+        whole: bool = False,
+        extra: TileSet | None = None,
+        extra_share: float = 0.0,
+    ) -> None:
+        """`extra_share` of the crops are cut from `extra`."""
+        self.task, self.settings, self.seed, self.whole = task, settings, seed, whole
+        turns = [(tiles, 1.0)] if extra is None else [(tiles, 1 - extra_share), (extra, extra_share)]
+        self.sets = [some for some, share in turns if share > 0]
+        shares = [share for _, share in turns if share > 0]
+        self.order = Order(seed, "labelled order", [len(some) for some in self.sets], shares)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        tile = self.task.prepared(self.tiles[self.order(index)])
+        tile = self.task.prepared(self._tile(self.order(index)))
         generator = draws(self.seed, "labelled crop", index)
         if self.whole:
             tile = replace(tile, image=fitted(tile, self.settings.size), instances=None)
-        cut = crop(tile, self.settings.size, generator, smallest_side=1 if self.whole else self.settings.smallest)
+        step = step_to(self.settings.mpp, tile.mpp, tile.key)
+        smallest = 1 if self.whole else self.settings.smallest
+        cut = crop(tile, self.settings.size, generator, smallest_side=smallest, step=step)
         return {"image": torch.from_numpy(cut.image), "index": index, **self.task.item(cut, index)}
+
+    def _tile(self, position: int) -> Tile:
+        """Positions count through the sets one after the other."""
+        for tiles in self.sets:
+            if position < len(tiles):
+                return tiles[position]
+            position -= len(tiles)
+        raise IndexError(position)

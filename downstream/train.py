@@ -111,7 +111,9 @@ def train(
         if checkpoint is not None:
             learner.restore(checkpoint)
         whole = recipe.task == "classify" and recipe.classify.whole
-        crops = LabelledCrops(labelled.part(TRAIN), task, recipe.crop, seed, whole)
+        crops = LabelledCrops(
+            labelled.part(TRAIN), task, recipe.crop, seed, whole, labelled.extra, recipe.data.extra_share
+        )
         clock = ImageClock(
             learner.images,
             recipe.train.images,
@@ -172,8 +174,9 @@ def train(
             print(stop.sentence(learner.images, run.path.parent), flush=True)
         return None
     with together():
-        found = learner.scored(labelled.part(TEST))
         if first:
+            labelled.facts["network"] = learner.take_best()
+            found = learner.scored(labelled.part(TEST))
             tracker.scalars(learner.images, {f"test/{name}": value for name, value in found.scores.items()})
             file = learner.export(card_of(recipe, labelled, start), run.export)
             pictures = save_pictures(run.path, labelled.part(TEST), found.cases, task.CHOSEN, learner.drawn)
@@ -196,6 +199,7 @@ def _look(learner: Learner, labelled: Labelled, tracker: Tracker) -> None:
     if validated:
         scores = learner.scored(labelled.part(VALIDATION)).scores
         tracker.scalars(learner.images, {f"validation/{name}": value for name, value in scores.items()})
+        learner.keep_best(scores[learner.task.CHOSEN])
 
 
 def _facts(recipe: Recipe, run: RunFolder, labelled: Labelled, learner: Learner, seed: int) -> str:

@@ -14,21 +14,28 @@ from histo.tiles import Tile
 
 
 def crop(
-    tile: Tile, size: int, generator: np.random.Generator, *, smallest_side: float = 1.0, turn: bool = True
+    tile: Tile,
+    size: int,
+    generator: np.random.Generator,
+    *,
+    smallest_side: float = 1.0,
+    step: float = 1.0,
+    turn: bool = True,
 ) -> Tile:
     """A random crop of size x size pixels, with the rest of the tile's facts.
 
-    A square of side U(smallest_side, 1)·size is taken anywhere in the tile and resized to size, bilinearly for the
-    image and by the nearest pixel for the instance map. UNITPathSSL (arXiv 2309.07394) jitters the scale so, with
-    smallest_side 0.8. µm/px follow the resize. An axis shorter than the square is continued by reflection about its
-    outermost pixels; then every connected piece (8 neighbours) of an id becomes an instance of its own, since a mirror
-    image apart from its nucleus is another nucleus and one that touches it is not.
+    A square of side U(smallest_side, 1)·size·step is taken anywhere in the tile and resized to size: the image
+    bilinearly, over as many pixels as become one, and the instance map by the nearest pixel. UNITPathSSL (arXiv
+    2309.07394) jitters the scale so, with smallest_side 0.8. µm/px follow the resize. An axis shorter than the square
+    is continued by reflection about its outermost pixels; then every connected piece (8 neighbours) of an id becomes an
+    instance of its own, since a mirror image apart from its nucleus is another nucleus and one that touches it is not.
 
     Args:
         tile: of any size and aspect ratio.
         size: side of the crop in pixels, 1 or more.
         generator: source of the draws; the same state gives the same crop.
         smallest_side: in (0, 1]; 1 keeps the scale.
+        step: pixels of the tile from one pixel of the crop to the next, above 0; 1 keeps the scale.
         turn: mirror and rotate by multiples of 90°, all eight cases equally likely.
 
     Returns:
@@ -36,13 +43,15 @@ def crop(
         following them. Its arrays are its own.
 
     Raises:
-        InputError: size or smallest_side out of range.
+        InputError: size, smallest_side or step out of range.
     """
     if size < 1:
         raise InputError(f"the crop size is {size}, expected 1 pixel or more; correct it.")
     if not 0 < smallest_side <= 1:
         raise InputError(f"smallest_side is {smallest_side}, expected above 0 and at most 1; correct it.")
-    side = max(1, round(generator.uniform(smallest_side, 1.0) * size))
+    if not step > 0:
+        raise InputError(f"step is {step}, expected above 0; correct it.")
+    side = max(1, round(generator.uniform(smallest_side, 1.0) * size * step))
     height, width = tile.image.shape[1:]
     rows = _window(height, side, generator)
     columns = _window(width, side, generator)

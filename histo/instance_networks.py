@@ -9,13 +9,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from histo.dense import Decoder, DenseNetwork
+from histo.dense import PIXELS, Decoder, DenseNetwork
 from histo.encoders import architecture, build_pyramid, read_card, write_card
 from histo.errors import InputError
 from histo.maskrcnn import MaskRCNNHead, MaskRCNNSettings
-from histo.segmenters import DENSE, Head, Reading, feature_pyramid, levels_of
+from histo.segmenters import DENSE, Head, Reading, feature_pyramid, levels_of, segment_typed
 
 KIND = "instances"
 
@@ -35,8 +37,12 @@ class InstanceSettings:
     pyramid_width: int = 256
     """channels of the feature pyramid, for maskrcnn; a multiple of 32"""
     maskrcnn: MaskRCNNSettings = field(default_factory=MaskRCNNSettings)
+    types: int = 0
+    """types of nuclei that it tells apart; 0: none"""
 
     def __post_init__(self) -> None:
+        if self.types and self.head == "maskrcnn":
+            raise InputError("Types of nuclei are not told by head maskrcnn, expected flows or distance; choose one.")
         if not 32 <= self.pyramid_width <= 1024 or self.pyramid_width % 32:
             raise InputError(f"pyramid_width is {self.pyramid_width}, expected a multiple of 32 from 32 to 1024.")
 
@@ -63,7 +69,7 @@ class InstanceNetwork(nn.Module):
             self.pyramid = feature_pyramid(channels, settings.pyramid_width)
             self.detector = MaskRCNNHead(settings.maskrcnn, settings.pyramid_width)
         else:
-            self.dense = DenseNetwork(self.architecture, settings.decoder, DENSE[settings.head])
+            self.dense = DenseNetwork(self.architecture, settings.decoder, DENSE[settings.head] + settings.types)
 
     @property
     def head(self) -> Head:
@@ -94,7 +100,8 @@ class InstanceNetwork(nn.Module):
         mean, std = (image.new_tensor(values).view(1, 3, 1, 1) for values in (self.mean, self.std))
         scaled = ((image + 1) / 2 - mean) / std
         if self.head != "maskrcnn":
-            return Reading(None, self.dense(scaled), self.head)
+            dense, types = self.dense(scaled).split([DENSE[self.head], self.settings.types], 1)
+            return Reading(None, dense, self.head, types=types if self.settings.types else None)
         pyramid = levels_of(self.pyramid, self.backbone(scaled))
         found = None if self.training else self.detector.detect(pyramid, (image.shape[2], image.shape[3]))
         return Reading(None, None, self.head, pyramid=pyramid, detections=found)
@@ -123,17 +130,40 @@ class Flipped(nn.Module):
 
     def forward(self, image: Tensor) -> Reading:
         """image: float [N, 3, H, W] in [-1, 1]."""
-        total: Tensor | None = None
+        dense, types = [], []
         for axes in ((), (2,), (3,), (2, 3)):
-            seen = self.reader(image.flip(axes)).dense.flip(axes)
+            reading = self.reader(image.flip(axes))
+            seen = reading.dense.flip(axes)
             if self.head == "flows":
                 signs = seen.new_ones(1, 3, 1, 1)
                 for axis in axes:
                     signs[:, axis - 2] = -1  # dy before dx
                 seen = seen * signs
-            total = seen if total is None else total + seen
-        assert total is not None
-        return Reading(None, total / 4, self.head)
+            dense.append(seen)
+            if reading.types is not None:
+                types.append(reading.types.flip(axes))
+        return Reading(None, sum(dense) / 4, self.head, types=sum(types) / 4 if types else None)
+
+
+def find_nuclei(
+    network: InstanceNetwork, image: NDArray[np.uint8], tile: int, *, flips: bool, step: float = 1.0
+) -> tuple[NDArray[np.int32], NDArray[np.uint8] | None]:
+    """The nuclei of an image of any size and their types; see `histo.segmenters.segment_typed`.
+
+    Args:
+        image: uint8 [3, H, W] RGB.
+        tile: side of the tiles that the network was trained on; pixels, a multiple of 32.
+        flips: look in four mirrorings and take the mean; not for head maskrcnn, whose detections have none.
+        step: pixels of the image from one pixel of a window to the next.
+
+    Returns:
+        Instance map int32 [H, W]; types uint8 [n + 1] by its ids, from 1, None from a network that tells none.
+    """
+    if network.head == "maskrcnn":
+        return segment_typed(network, image, tile, step=step)
+    side, overlap = network.dense.reading((image.shape[1], image.shape[2]), tile, step)
+    batch = max(1, PIXELS // side**2)
+    return segment_typed(Flipped(network) if flips else network, image, side, batch, step=step, overlap=overlap)
 
 
 def write_network(path: Path, network: InstanceNetwork, card: dict[str, Any]) -> None:

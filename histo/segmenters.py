@@ -25,7 +25,7 @@ from histo.errors import InputError
 from histo.flows import FLOW_SCALE, instances_from
 from histo.maskrcnn import Detections, MaskRCNNHead, MaskRCNNSettings, merged, paint
 from histo.masks import renumber
-from histo.overlap import Corner, Grid, blend, windows
+from histo.overlap import Band, Corner, Grid, at_side, blend, window_of, windows
 from histo.stitching import stitch
 
 SMALLEST = 12  # pixels; what a network draws smaller than this is noise at any magnification in use
@@ -66,6 +66,7 @@ class Reading:
     dense: the head's output for every pixel; None where it has none or was left out. semantic: float [N, 1, H, W],
         logits of "this pixel is nucleus"; flows: float [N, 3, H, W], flows times `FLOW_SCALE` and these logits;
         distance: float [N, 2, H, W], hills (see `histo.distances`) and these logits.
+    types: float [N, T, H, W], logits of the nuclei's types at every pixel; None from a network that tells none.
     pyramid: of head maskrcnn, the features it reads; detections: what it finds in each tile, when not training.
     """
 
@@ -73,6 +74,7 @@ class Reading:
     dense: Tensor | None
     head: Head = "semantic"
     form: Form = "paper"
+    types: Tensor | None = None
     pyramid: list[Tensor] | None = None
     detections: list[Detections] | None = None
 
@@ -219,7 +221,9 @@ def load(path: str | Path) -> tuple[Segmenter, dict[str, Any]]:
 
 
 @torch.no_grad()
-def segment(reader: Reader, image: NDArray[np.uint8], tile: int, batch: int = 16) -> NDArray[np.int32]:
+def segment(
+    reader: Reader, image: NDArray[np.uint8], tile: int, batch: int = 16, *, step: float = 1.0
+) -> NDArray[np.int32]:
     """The nuclei of an image of any size.
 
     The image is read in windows of the size the network was trained at, which overlap by half. Outputs for every pixel
@@ -228,26 +232,68 @@ def segment(reader: Reader, image: NDArray[np.uint8], tile: int, batch: int = 16
 
     Args:
         image: uint8 [3, H, W] RGB.
-        tile: side of the windows in pixels, a multiple of 32.
+        tile: side of the windows in pixels as the reader sees them, a multiple of 32.
+        step: pixels of the image from one pixel of a window to the next: the reader's µm/px over the image's.
 
     Returns:
         Instance map, int32 [H, W].
     """
+    return segment_typed(reader, image, tile, batch, step=step)[0]
+
+
+@torch.no_grad()
+def segment_typed(
+    reader: Reader,
+    image: NDArray[np.uint8],
+    tile: int,
+    batch: int = 16,
+    *,
+    step: float = 1.0,
+    overlap: int | None = None,
+) -> tuple[NDArray[np.int32], NDArray[np.uint8] | None]:
+    """The nuclei of an image of any size, see `segment`, and the type that most pixels of each are of.
+
+    Args:
+        overlap: of neighbouring windows; pixels as the reader sees them, less than half a window. None: half.
+
+    Returns:
+        Instance map int32 [H, W]; types uint8 [n + 1] by its ids, from 1, entry 0 unused, None where the reader tells
+        none.
+    """
     device = next(reader.parameters()).device
-    size, grid = (image.shape[1], image.shape[2]), Grid(tile, tile // 2)
+    window = window_of(tile, step)
+    apart = window // 2 if overlap is None else window - round(overlap * step)
+    size, grid = (image.shape[1], image.shape[2]), Grid(window, apart)
     if reader.head == "maskrcnn":
         corners = [(row, column) for row in grid.starts(size[0], 0) for column in grid.starts(size[1], 1)]
         found: list[Detections] = []
         for first in range(0, len(corners), batch):
-            cut = windows(image, corners[first : first + batch], tile)
-            found += reader(torch.from_numpy(cut).to(device).float() / 127.5 - 1).detections or []
-        return paint(merged(found, corners, (tile, tile), size), size, min_area=SMALLEST)
+            cut = torch.from_numpy(windows(image, corners[first : first + batch], window)).to(device).float()
+            if window != tile:
+                cut = F.interpolate(cut, (tile, tile), mode="bilinear", antialias=True, align_corners=False)
+            some = reader(cut / 127.5 - 1).detections or []
+            found += [replace(one, boxes=one.boxes * (window / tile)) for one in some]
+        return paint(merged(found, corners, (window, window), size), size, min_area=SMALLEST), None
+    type_map: NDArray[np.uint8] | None = None
     last: Reading | None = None
 
     def look(tiles: Tensor, corners: list[Corner]) -> Tensor:
         nonlocal last
         last = reader(tiles.to(device))
-        return torch.cat([maps for maps in (last.mask, last.dense) if maps is not None], 1)
+        types = None if last.types is None else last.types.float().softmax(1)
+        return torch.cat([maps for maps in (last.mask, last.dense, types) if maps is not None], 1)
+
+    def untyped(bands: Iterator[Band]) -> Iterator[Band]:
+        """Bands without the types, which are noted pixel by pixel."""
+        nonlocal type_map
+        for top, band in bands:
+            assert last is not None
+            if last.types is not None:
+                type_map = np.zeros(size, np.uint8) if type_map is None else type_map
+                count = last.types.shape[1]
+                type_map[top : top + band.shape[1]] = 1 + band[-count:].argmax(0)
+                band = band[:-count]
+            yield top, band
 
     def decoded(maps: NDArray[np.float32]) -> NDArray[np.int32]:
         assert last is not None
@@ -255,7 +301,17 @@ def segment(reader: Reader, image: NDArray[np.uint8], tile: int, batch: int = 16
         mask, dense = torch.from_numpy(maps[None]).split([drawn, len(maps) - drawn], 1)
         return instances_of(replace(last, mask=mask, dense=dense), 0)
 
-    return stitch(blend(look, image, grid, batch), size, decoded)
+    instances = stitch(untyped(blend(at_side(look, tile), image, grid, batch)), size, decoded)
+    return instances, None if type_map is None else _majority(instances, type_map)
+
+
+def _majority(instances: NDArray[np.int32], type_map: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The type of most pixels of each nucleus, the lower of two that are alike; uint8 [n + 1]."""
+    types = int(type_map.max(initial=0)) + 1
+    votes = np.bincount(instances.ravel().astype(np.int64) * types + type_map.ravel()).astype(np.int64)
+    votes = np.pad(votes, (0, -len(votes) % types)).reshape(-1, types)
+    votes[0] = 0
+    return votes.argmax(1).astype(np.uint8)
 
 
 def instances_of(reading: Reading, index: int) -> NDArray[np.int32]:

@@ -10,12 +10,12 @@ from timm.optim import Lars
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from histo.batch_norm import kept_statistics, share, unremembered
 from histo.encoders import memory_layout
 from histo.errors import InputError
 from histo.running.checkpoints import Checkpoint, optimizer_tensors, restore_optimizer
 from histo.running.processes import average_gradients, together
 from histo.running.updates import weighted_sum
-from pretrain.batch_norm import kept_statistics, share, unremembered
 from pretrain.objective import Batch, Context, Objective, Tensors
 from pretrain.objectives import open_objectives
 from pretrain.pool import Pool

@@ -278,3 +278,16 @@ def test_real_crops() -> None:
     assert contiguous(cut.instances)
     # Nuclei are darker than what surrounds them.
     assert cut.image[0][cut.instances > 0].mean() < cut.image[0][cut.instances == 0].mean()
+
+
+def test_a_step_shows_so_many_pixels_as_one() -> None:
+    """Colours tell the place: neighbours in the crop are three pixels of the tile apart, and µm/px say so."""
+    cut = crop(tile_of(nuclei(200, 200)), 32, draws(0, "crop", 0), step=3, turn=False)
+    assert cut.image.shape == (3, 32, 32)
+    assert cut.mpp == pytest.approx(0.75)
+    inner = cut.image[0, 1:-1, 5].astype(int)  # where none of what becomes one pixel lies beyond the crop
+    assert set(np.diff(inner)) == {3}
+    assert cut.instances is not None
+    assert 0 < (cut.instances > 0).mean() < 0.5
+    with pytest.raises(InputError, match="step is 0"):
+        crop(tile_of(nuclei(200, 200)), 32, draws(0, "crop", 0), step=0)

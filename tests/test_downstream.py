@@ -4,12 +4,16 @@ import json
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
 
 import downstream
+from downstream.recipe import CropSettings
+from downstream.stream import LabelledCrops
+from downstream.task import Task
 from downstream.train import main
 from histo import encoders, instance_networks
 from histo.errors import InputError
@@ -17,7 +21,7 @@ from histo.instance_networks import Flipped, InstanceNetwork, InstanceSettings
 from histo.phantom import PhantomTissue
 from histo.running import checkpoints
 from histo.segmenters import segment
-from histo.tiles import open_tiles
+from histo.tiles import Tile, open_tiles
 from histo.tiles.tables import write_folder
 from tests.launching import DOWNSTREAM, assert_same_weights, start, wait_for
 
@@ -235,3 +239,94 @@ def test_a_dry_run_trains_nothing(arguments: list[str], tmp_path: Path, capsys: 
     main([*arguments, "--run.dir", str(tmp_path / "run"), "--dry_run"])
     assert "16 of 16 training tiles, 1 training(s)" in capsys.readouterr().out
     assert not checkpoints.complete(tmp_path / "run" / "seed0" / "checkpoints")
+
+
+def test_further_tiles_have_their_share_of_the_crops(tissue: Path, tmp_path: Path) -> None:
+    """Of every four crops three are cut from the second set, whatever the index they begin at."""
+    extra = tmp_path / "extra"
+    write_folder((replace(tile, source="extra") for tile in PhantomTissue(5, size=96, count=3)), extra)
+    seen = []
+
+    class Sources:
+        """A task that notes where crops come from."""
+
+        def prepared(self, tile: Tile) -> Tile:
+            seen.append(tile.source)
+            return tile
+
+        def item(self, tile: Tile, index: int) -> dict[str, torch.Tensor]:
+            return {}
+
+    crops = LabelledCrops(
+        open_tiles(tissue), cast("Task", Sources()), CropSettings(64), 0, extra=open_tiles(extra), extra_share=0.75
+    )
+    for index in range(8, 48):
+        crops[index]
+    assert seen.count("extra") == 30
+
+
+def test_labels_are_not_learned_from_if_further_tiles_have_all_crops(
+    arguments: list[str], tissue: Path, tmp_path: Path
+) -> None:
+    extra = tmp_path / "extra"
+    write_folder(
+        (replace(tile, patient=f"other{k}") for k, tile in enumerate(PhantomTissue(5, size=96, count=3))), extra
+    )
+    main(
+        [
+            *arguments,
+            "--data.extra",
+            str(extra),
+            "--data.extra_share",
+            "1",
+            "--data.workers",
+            "0",
+            "--run.dir",
+            str(tmp_path / "run"),
+        ]
+    )
+    facts = json.loads((tmp_path / "run" / "metrics.json").read_text())["facts"]
+    assert facts["labels used"] == "0 of 16 training tiles"
+    assert "100% of the crops" in facts["extra"]
+
+
+def test_patients_of_further_tiles_must_not_be_scored(arguments: list[str], tmp_path: Path) -> None:
+    extra = tmp_path / "extra"
+    write_folder((replace(tile, patient="p11") for tile in PhantomTissue(5, size=96, count=3)), extra)
+    with pytest.raises(InputError, match=r"1 patients of data\.extra are scored, first p11"):
+        main([*arguments, "--data.extra", str(extra), "--run.dir", str(tmp_path / "run")])
+    settings = [*arguments, "--data.extra", str(extra), "--data.extra_split", "val"]
+    with pytest.raises(InputError, match=r"No tile of data\.extra is of the split 'val'; they have train"):
+        main([*settings, "--run.dir", str(tmp_path / "run")])
+
+
+def test_the_network_that_is_best_on_the_validation_part_is_scored_and_survives_a_stop(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    """Looks at 80 and 160 crops; a resumed run knows of the first one."""
+    settings = [*arguments, "--data.validation_share", "0.3", "--data.workers", "0", "--train.look_every", "80"]
+    main([*settings, "--run.dir", str(tmp_path / "run")])
+    result = json.loads((tmp_path / "run" / "seed0" / "metrics.json").read_text())
+    assert "the best by aji of the validation part" in result["facts"]["network"]
+    folder = tmp_path / "run" / "seed0" / "checkpoints"
+    kept = checkpoints.load(max(folder.iterdir()))
+    card = instance_networks.load(tmp_path / "run" / "seed0" / "export" / "instances.safetensors")
+    for name, weight in card[0].state_dict().items():
+        torch.testing.assert_close(weight, kept.tensors["best"][name], rtol=0, atol=0)
+    assert kept.facts["best_images"] in (80, 160)
+
+
+def test_tiles_are_read_at_another_magnification_and_scored_at_their_own(arguments: list[str], tmp_path: Path) -> None:
+    settings = [*arguments, "--crop.mpp", "1", "--data.workers", "0", "--run.dir", str(tmp_path / "run")]
+    main(settings)
+    network, card = instance_networks.load(tmp_path / "run" / "seed0" / "export" / "instances.safetensors")
+    assert card["mpp"] == 1
+    tile = PhantomTissue(9, size=100)[0]
+    task = downstream.load(tmp_path / "run")
+    found = task.predict(tile.image, mpp=0.5).instances
+    assert found is not None
+    np.testing.assert_array_equal(found, segment(network, tile.image, 64, step=2))
+    with pytest.raises(InputError, match=r"The image has 2 µm/px, coarser than the 1 asked for"):
+        task.predict(tile.image, mpp=2)
+    with pytest.raises(InputError, match=r"coarser than the 0\.25 asked for"):
+        main([*arguments, "--crop.mpp", "0.25", "--data.workers", "0", "--run.dir", str(tmp_path / "other")])

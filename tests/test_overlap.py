@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from histo.errors import InputError
-from histo.overlap import Corner, Grid, blend, to_image, windows
+from histo.overlap import Corner, Grid, at_side, blend, to_image, window_of, windows
 from histo.randomness import draws
 
 SIZES = [(1, 1), (5, 70), (16, 16), (17, 16), (100, 37), (64, 130)]
@@ -24,7 +24,9 @@ def identity(tiles: Tensor, corners: list[Corner]) -> Tensor:
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize(("step", "origin"), [(16, (0, 0)), (8, (0, 0)), (8, (3, -5)), (4, (1, 2))])
+@pytest.mark.parametrize(
+    ("step", "origin"), [(16, (0, 0)), (8, (0, 0)), (8, (3, -5)), (4, (1, 2)), (9, (0, 0)), (13, (0, 0))]
+)
 def test_a_network_that_changes_nothing_gives_the_image_back(size: tuple[int, int], step: int, origin: Corner) -> None:
     image = picture(*size)
     bands = list(blend(identity, image, Grid(16, step, origin), batch=3))
@@ -53,6 +55,32 @@ def test_the_blend_is_the_weighted_mean_of_all_windows() -> None:
                         norm[y, x] += weight
     blended = np.concatenate([band for _, band in blend(network, image, grid)], 1)
     np.testing.assert_allclose(blended, total / norm, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("step", [11, 12, 15])
+def test_windows_that_overlap_little_fade_where_they_overlap_alone(step: int) -> None:
+    """Against a slow sum over windows from the first pixel on; a border that one window has is that window's."""
+    image, grid = picture(45, 60), Grid(16, step)
+
+    def network(tiles: Tensor, corners: list[Corner]) -> Tensor:
+        return tiles[:, :1] * 0 + torch.tensor([[row * 0.1 + column for row, column in corners]]).T[..., None, None]
+
+    overlap = 16 - step
+    fade = [np.sin(np.pi * (k + 0.5) / (2 * overlap)) ** 2 for k in range(overlap)]
+    profile = [*fade, *[1.0] * (16 - 2 * overlap), *fade[::-1]]
+    total, norm = np.zeros((45, 60)), np.zeros((45, 60))
+    for row in range(0, 45 - overlap, step):
+        for column in range(0, 60 - overlap, step):
+            for i, j in np.ndindex(16, 16):
+                if row + i < 45 and column + j < 60:
+                    weight = profile[i] * profile[j]
+                    total[row + i, column + j] += weight * (row * 0.1 + column)
+                    norm[row + i, column + j] += weight
+    assert (norm > 0).all()
+    blended = np.concatenate([band for _, band in blend(network, image, grid)], 1)[0]
+    np.testing.assert_allclose(blended, total / norm, rtol=1e-4, atol=1e-4)
+    assert blended[0, 0] == 0
+    assert len(grid.starts(60, 1)) < len(Grid(16, 8).starts(60, 1))
 
 
 def test_tiles_that_disagree_are_blended_without_a_step() -> None:
@@ -117,3 +145,27 @@ def test_memory_does_not_grow_with_the_height() -> None:
 def test_steps_that_do_not_divide_the_tile_are_refused(tile: int, step: int) -> None:
     with pytest.raises(InputError, match=f"have a step of {step}"):
         Grid(tile, step)
+
+
+def test_a_network_of_coarser_pixels_sees_them_and_its_maps_come_back() -> None:
+    """Of an image that changes slowly, read at a third of its pixels, a network that changes nothing gives it back."""
+    rows, columns = np.indices((150, 130))
+    image = np.stack([rows, columns, (rows + columns) / 2]).astype(np.uint8)
+    seen = []
+
+    def identity(tiles: Tensor, corners: list[Corner]) -> Tensor:
+        seen.append(tiles.shape[2:])
+        return tiles
+
+    window = window_of(32, 3.01)
+    bands = blend(at_side(identity, 32), image, Grid(window, window // 2))
+    found = to_image(bands, (150, 130)).astype(int)
+    assert window == 96
+    assert set(seen) == {(32, 32)}
+    inner = np.s_[:, 8:-8, 8:-8]  # where the mirrored border is not averaged in
+    assert np.abs(found - image.astype(int))[inner].max() <= 1
+
+
+def test_windows_of_the_right_size_are_left_alone() -> None:
+    tiles = torch.rand(2, 3, 32, 32)
+    assert at_side(lambda tiles, corners: tiles, 32)(tiles, []) is tiles

@@ -156,7 +156,7 @@ def test_an_image_of_another_scale(finder: Path, tmp_path: Path, capsys: pytest.
     picture.resize((192, 192), Image.Resampling.BICUBIC).save(tmp_path / "fine.png")
     arguments = [str(finder), "--image", str(tmp_path / "fine.png"), "--out", str(tmp_path / "out")]
     main([*arguments, "--data.mpp", "0.25"])
-    assert "1 tile of 0.25 µm/px are resized to the 0.5 µm/px of the training" in capsys.readouterr().err
+    assert "1 tile of 0.25 µm/px: read at the 0.5 of the training" in capsys.readouterr().err
     fine = read_instances(tmp_path / "out" / "labels" / "fine.png")
     assert fine.shape == (192, 192)
     plain = downstream.load(finder).predict(tile.image).instances
@@ -169,9 +169,7 @@ def test_an_image_of_another_scale(finder: Path, tmp_path: Path, capsys: pytest.
         main([*arguments, "--data.mpp", "1", "--overwrite"])
 
 
-@pytest.mark.parametrize(
-    ("mpp", "words"), [(None, "unknown µm/px are taken to be of 0.5"), (0.52, "are read as they are")]
-)
+@pytest.mark.parametrize(("mpp", "words"), [(None, "unknown µm/px: taken to be of 0.5"), (0.505, "read as they are")])
 def test_scales_are_told(
     classifier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], mpp: float | None, words: str
 ) -> None:
@@ -188,12 +186,17 @@ def test_a_classifier_tells_that_tiles_are_wider(
     assert "96 µm wide, those of the training 48" in capsys.readouterr().err
 
 
-def test_nuclei_of_a_slide_are_those_of_the_whole(finder: Path, tmp_path: Path) -> None:
+def test_nuclei_of_a_slide_are_those_of_the_whole(
+    finder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Pieces with margins give the nuclei of the slide read at once, none cut or doubled."""
+    monkeypatch.setattr("histo.dense.LARGEST", 128)
+    monkeypatch.setattr("histo.dense.OVERLAP", 32)
     picture = tissue_on_glass(1, 1, side=320)
     row = SlideRow(write_slide(tmp_path / "slide.tif", picture), "slide.tif")
     task = downstream.load(finder)
-    product = Slides(task, [row], None, core=320)
+    product = Slides(task, [row], None, core=192)
+    assert (product.core, product.margin, product.overlap) == (192, 192, 32)
     product.make(0, tmp_path / "out")
     whole = task.predict(picture).instances
     assert whole is not None

@@ -77,10 +77,6 @@ class Classify:
             width = pooled(start.encoder.eval()(torch.zeros(1, 3, self.side, self.side))).shape[1]
         self.start = start
         self.network = Classifier(start.encoder, width, len(labelled.classes), mean, std)
-        self.number = {
-            (entry.source, entry.key): int(number)
-            for entry, number in zip(labelled.tiles.entries, labelled.numbers, strict=True)
-        }
         numbers = torch.from_numpy(labelled.numbers[labelled.parts[TRAIN]])
         self.weights = class_weights(numbers, len(labelled.classes), self.settings.weights)
 
@@ -92,7 +88,7 @@ class Classify:
         return tile
 
     def item(self, tile: Tile, index: int) -> Tensors:
-        return {"number": torch.tensor(self.number[tile.source, tile.key])}
+        return {"number": torch.tensor(self.labelled.number_of[str(tile.label)])}
 
     def losses(self, images: Tensor, items: Tensors) -> Tensors:
         weights = None if self.weights is None else self.weights.to(images.device)
@@ -110,7 +106,7 @@ class Classify:
 
     def evaluate(self, network: nn.Module, tiles: TileSet) -> Evaluation:
         found = self.probabilities(network, tiles)
-        truth = torch.tensor([self.number[entry.source, entry.key] for entry in tiles.entries])
+        truth = torch.tensor([self.labelled.number_of[str(entry.label)] for entry in tiles.entries])
         return class_scores(found, truth, self.labelled.classes, tiles.entries)
 
     def draw(self, network: nn.Module, tile: Tile) -> NDArray[np.uint8]:
@@ -118,7 +114,7 @@ class Classify:
         image = torch.from_numpy(fitted(tile, self.side).copy())[None].to(device)
         found = network(image).float().softmax(1)[0].cpu()
         names = self.labelled.classes
-        truth = names[self.number[tile.source, tile.key]]
+        truth = names[self.labelled.number_of[str(tile.label)]]
         return class_picture(fitted(tile, self.side), truth, names, found.tolist())
 
     def export(self, network: nn.Module, card: dict[str, Any], folder: Path) -> Path:

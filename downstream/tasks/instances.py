@@ -1,6 +1,6 @@
 """Nuclei as instances: flows, hills or boxes on an encoder, scored by AJI and PQ against labelled maps."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,15 +11,18 @@ from torch import Tensor, nn
 
 from downstream.cases import nuclei_picture
 from downstream.labelled import Labelled
+from downstream.losses import type_loss
 from downstream.task import Evaluation, Tensors
+from downstream.typed import TypedScores
 from histo.dense import Decoder
 from histo.distances import distance_loss, distances_of
 from histo.encoders import Start
+from histo.errors import InputError
 from histo.flows import flow_loss, flows_of
-from histo.instance_networks import Flipped, InstanceNetwork, InstanceSettings, write_network
+from histo.instance_networks import InstanceNetwork, InstanceSettings, find_nuclei, write_network
+from histo.magnification import step_to
 from histo.maskrcnn import MaskRCNNSettings
-from histo.metrics import compare, mean_scores
-from histo.segmenters import segment
+from histo.metrics import mean_scores, overlap, scores_of
 from histo.tiles import Tile, TileSet
 
 if TYPE_CHECKING:
@@ -39,6 +42,8 @@ class InstancesSettings:
     maskrcnn: MaskRCNNSettings = field(default_factory=MaskRCNNSettings)
     flips: bool = True
     """predict tiles in four mirrorings and take the mean; not for maskrcnn"""
+    types: list[str] = field(default_factory=list)
+    """names of the types of nuclei, as the tiles number them from 1; empty: types are not learned"""
 
 
 class Instances:
@@ -49,7 +54,7 @@ class Instances:
 
     def __init__(self, recipe: "Recipe", start: Start, labelled: Labelled, seed: int) -> None:
         settings = recipe.instances
-        self.settings, self.tile_size, self.seed = settings, recipe.crop.size, seed
+        self.settings, self.tile_size, self.mpp, self.seed = settings, recipe.crop.size, recipe.crop.mpp, seed
         found = start.architecture
         mean, std = (start.facts[key] or (0.5,) * 3 for key in ("mean", "std"))
         name = f"smp:{found.name}" if found.library == "smp" else found.name
@@ -61,6 +66,7 @@ class Instances:
                 settings.decoder,
                 settings.pyramid_width,
                 settings.maskrcnn,
+                len(settings.types),
             ),
             mean,
             std,
@@ -72,7 +78,25 @@ class Instances:
         return self.network.encoder
 
     def prepared(self, tile: Tile) -> Tile:
-        return tile
+        return replace(tile, types=self._types(tile)) if self.settings.types else tile
+
+    def _types(self, tile: Tile) -> NDArray[np.uint8]:
+        """The type of each nucleus of a tile by its id, 0 unknown, uint8 [K + 1].
+
+        Raises:
+            InputError: it has none, or one beyond the names.
+        """
+        if tile.classes is None:
+            raise InputError(
+                f"{tile.key} has no types of nuclei, expected some as instances.types names them; name a set that has "
+                "them, such as pannuke:PATH, or leave instances.types out."
+            )
+        if tile.classes.max(initial=0) > len(self.settings.types):
+            raise InputError(
+                f"{tile.key} has a nucleus of type {tile.classes.max()}, but instances.types names "
+                f"{len(self.settings.types)}: {', '.join(self.settings.types)}; name all types of the tiles."
+            )
+        return tile.classes
 
     def item(self, tile: Tile, index: int) -> Tensors:
         assert tile.instances is not None
@@ -81,6 +105,9 @@ class Instances:
             known["flows"] = torch.from_numpy(flows_of(tile.instances))
         elif self.settings.head == "distance":
             known["distances"] = torch.from_numpy(distances_of(tile.instances))
+        if self.settings.types:
+            assert tile.types is not None
+            known["types"] = torch.from_numpy(tile.types[tile.instances].astype(np.int64))
         return known
 
     def losses(self, images: Tensor, items: Tensors) -> Tensors:
@@ -91,34 +118,42 @@ class Instances:
         assert seen.dense is not None
         foreground = items["instances"][:, None] > 0
         if self.settings.head == "flows":
-            return {"flows": flow_loss(seen.dense, items["flows"], foreground)}
-        return {"distance": distance_loss(seen.dense, items["distances"], foreground)}
+            terms = {"flows": flow_loss(seen.dense, items["flows"], foreground)}
+        else:
+            terms = {"distance": distance_loss(seen.dense, items["distances"], foreground)}
+        if seen.types is not None:
+            terms["types"] = type_loss(seen.types, items["types"])
+        return terms
 
-    def find(self, network: InstanceNetwork, image: NDArray[np.uint8]) -> NDArray[np.int32]:
-        """The nuclei of an image of any size, int32 [H, W]."""
-        flipped = self.settings.flips and self.settings.head != "maskrcnn"
-        return segment(Flipped(network) if flipped else network, image, self.tile_size)
+    def find(self, network: InstanceNetwork, tile: Tile) -> tuple[NDArray[np.int32], NDArray[np.uint8] | None]:
+        """The nuclei of a tile of any size, int32 [H, W], and their types by id, uint8 [n + 1]."""
+        step = step_to(self.mpp, tile.mpp, tile.key)
+        return find_nuclei(network, tile.image, self.tile_size, flips=self.settings.flips, step=step)
 
     def evaluate(self, network: nn.Module, tiles: TileSet) -> Evaluation:
         assert isinstance(network, InstanceNetwork)
-        found = []
+        found, typed = [], TypedScores(self.settings.types)
         for tile in tiles:
             assert tile.instances is not None
-            found.append(compare(tile.instances, self.find(network, tile.image)))
+            instances, types = self.find(network, tile)
+            table = overlap(tile.instances, instances)
+            found.append(scores_of(table))
+            if types is not None:
+                typed.add(tile, table, self._types(tile), instances, types)
         cases = {
             f"{entry.source}/{entry.key}": {name: getattr(one, name) for name in ("aji", "pq", "dq", "sq", "dice")}
             for entry, one in zip(tiles.entries, found, strict=True)
         }
-        return Evaluation(mean_scores(found), cases)
+        return Evaluation({**mean_scores(found), **typed.scores()}, cases)
 
     def draw(self, network: nn.Module, tile: Tile) -> NDArray[np.uint8]:
         assert isinstance(network, InstanceNetwork)
         assert tile.instances is not None
-        return nuclei_picture(tile.image, tile.instances, self.find(network, tile.image))
+        return nuclei_picture(tile.image, tile.instances, self.find(network, tile)[0])
 
     def export(self, network: nn.Module, card: dict[str, Any], folder: Path) -> Path:
         assert isinstance(network, InstanceNetwork)
         path = folder / "instances.safetensors"
-        flips = self.settings.flips and self.settings.head != "maskrcnn"
-        write_network(path, network, {**card, "tile_size": self.tile_size, "flips": flips})
+        own = {"tile_size": self.tile_size, "flips": self.settings.flips, "types": self.settings.types}
+        write_network(path, network, {**card, **own})
         return path

@@ -13,11 +13,12 @@ from torch.nn import functional as F
 from downstream.cases import regions_picture
 from downstream.labelled import Labelled
 from downstream.task import Evaluation, Tensors
-from histo.dense import Decoder, DenseNetwork
+from histo.dense import PIXELS, Decoder, DenseNetwork
 from histo.encoders import Start, write_card
 from histo.errors import InputError
+from histo.magnification import step_to
 from histo.metrics.regions import IGNORED, class_numbers, dice_of, iou_of, pixel_table
-from histo.overlap import Corner, Grid, blend
+from histo.overlap import Corner, Grid, at_side, blend, window_of
 from histo.tiles import Tile, TileSet
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class Segment:
     CHOSEN = "dice"
 
     def __init__(self, recipe: "Recipe", start: Start, labelled: Labelled, seed: int) -> None:
-        self.settings, self.tile_size, self.start = recipe.segment, recipe.crop.size, start
+        self.settings, self.tile_size, self.mpp, self.start = recipe.segment, recipe.crop.size, recipe.crop.mpp, start
         mean, std = (tuple(start.facts[key] or (0.5,) * 3) for key in ("mean", "std"))
         dense = DenseNetwork(start.architecture, self.settings.decoder, len(self.settings.classes))
         dense.take(start.encoder.state_dict())
@@ -115,24 +116,17 @@ class Segment:
             terms["dice"] = self.settings.dice * DiceLoss("multiclass", ignore_index=IGNORED)(logits, numbers)
         return terms
 
-    def find(self, network: nn.Module, image: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Probabilities of the classes at every pixel of an image of any size, float32 [classes, H, W]."""
-        device = next(network.parameters()).device
-
-        def look(tiles: Tensor, corners: list[Corner]) -> Tensor:
-            return network(tiles.to(device)).softmax(1)
-
-        found = np.empty((len(self.settings.classes), *image.shape[1:]), np.float32)
-        for top, band in blend(look, image, Grid(self.tile_size, self.tile_size // 2)):
-            found[:, top : top + band.shape[1]] = band
-        return found
+    def find(self, network: nn.Module, tile: Tile) -> NDArray[np.float32]:
+        """Probabilities of the classes at every pixel of a tile of any size, float32 [classes, H, W]."""
+        assert isinstance(network, Regions)
+        return find_regions(network, tile.image, self.tile_size, step_to(self.mpp, tile.mpp, tile.key))
 
     def evaluate(self, network: nn.Module, tiles: TileSet) -> Evaluation:
         total = np.zeros((len(self.settings.classes),) * 2, np.int64)
         cases = {}
         for entry, tile in zip(tiles.entries, tiles, strict=True):
             assert tile.instances is not None
-            truth, guess = self.numbers(tile.instances), self.find(network, tile.image).argmax(0)
+            truth, guess = self.numbers(tile.instances), self.find(network, tile).argmax(0)
             table = pixel_table(truth, guess, len(total))
             total += table
             cases[f"{entry.source}/{entry.key}"] = {"dice": float(dice_of(table)[1:].mean())}
@@ -153,7 +147,7 @@ class Segment:
 
     def draw(self, network: nn.Module, tile: Tile) -> NDArray[np.uint8]:
         assert tile.instances is not None
-        truth, guess = self.numbers(tile.instances), self.find(network, tile.image).argmax(0)
+        truth, guess = self.numbers(tile.instances), self.find(network, tile).argmax(0)
         return regions_picture(tile.image, truth, guess)
 
     def export(self, network: nn.Module, card: dict[str, Any], folder: Path) -> Path:
@@ -171,3 +165,26 @@ class Segment:
         }
         write_card(path, network.state_dict(), {**card, **own})
         return path
+
+
+def find_regions(network: Regions, image: NDArray[np.uint8], tile: int, step: float = 1.0) -> NDArray[np.float32]:
+    """Probabilities of the classes at every pixel of an image of any size.
+
+    Args:
+        image: uint8 [3, H, W] RGB.
+        tile: side of the tiles that the network was trained on; pixels, a multiple of 32.
+        step: pixels of the image from one pixel of a window to the next.
+
+    Returns:
+        float32 [classes, H, W].
+    """
+    device = next(network.parameters()).device
+
+    def look(tiles: Tensor, corners: list[Corner]) -> Tensor:
+        return network(tiles.to(device)).softmax(1)
+
+    side, overlap = network.dense.reading((image.shape[1], image.shape[2]), tile, step)
+    window = window_of(side, step)
+    apart = window // 2 if overlap is None else window - round(overlap * step)
+    bands = list(blend(at_side(look, side), image, Grid(window, apart), max(1, PIXELS // side**2)))
+    return np.concatenate([band for _, band in bands], 1)

@@ -8,10 +8,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from histo.errors import InputError
+from histo.magnification import FINEST, TOLERANCE
 from histo.slides.readers import Slide
 
-TOLERANCE = 0.02  # a level this near to the asked µm/px is taken as it is, which keeps its pixels untouched
-FINEST = 1.1  # asking for pixels that many times finer than the slide's makes detail that is not there
 _LANCZOS = 3  # pixels on each side of a new pixel that its value is made of, in the larger of both grids
 
 

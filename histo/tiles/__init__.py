@@ -99,7 +99,12 @@ class TileSet:
             entries = Entries([tuple(entries) if isinstance(entries, list) else entries])
         self.entries = entries
         self.bad = list(bad)
+        self._cache_mb = cache_mb
         self._cache = TileCache(cache_mb)
+
+    def subset(self, positions: NDArray[np.integer]) -> "TileSet":
+        """The tiles at some positions, with a cache of their own that is as large as this one's."""
+        return TileSet(self.entries.take(positions), cache_mb=self._cache_mb)
 
     def __len__(self) -> int:
         return len(self.entries)

@@ -87,7 +87,7 @@ def share(network: nn.Module) -> None:
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             if type(module) not in KINDS:
                 raise InputError(
-                    f"The encoder has layers of type {type(module).__name__}, whose statistics several processes "
+                    f"The network has layers of type {type(module).__name__}, whose statistics several processes "
                     "cannot share; use --encoder.norm group, another encoder, or one process."
                 )
             module.__class__ = KINDS[type(module)]  # keeps weights, statistics and whatever else it has

@@ -1,0 +1,125 @@
+"""Types of nuclei: learned beside the instances, told for every nucleus, and scored."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from skimage.measure import label
+from torch import Tensor, nn
+
+import downstream
+from downstream.losses import type_loss
+from downstream.train import main
+from histo.errors import InputError
+from histo.instance_networks import Flipped, InstanceNetwork, InstanceSettings
+from histo.phantom import PhantomTissue
+from histo.segmenters import Reading, segment_typed
+from tests.published_specimens import pannuke
+
+NAMES = ["neoplastic", "inflammatory", "connective", "dead", "epithelial"]
+
+
+class Drawn(nn.Module):
+    """A reader that sees what is painted: red is nuclear with flows to the middle, green says which type."""
+
+    head = "flows"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nothing = nn.Parameter(torch.zeros(()))
+
+    def forward(self, image: Tensor) -> Reading:
+        nuclear = image[:, :1] > 0
+        flow = torch.zeros(len(image), 2, *image.shape[2:])
+        dense = torch.cat([flow, torch.where(nuclear, 5.0, -5.0)], 1)
+        green = image[:, 1]
+        return Reading(None, dense, "flows", types=torch.stack([-green, green], 1))
+
+
+def test_each_nucleus_has_the_type_of_most_of_its_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two squares, one of type 2 in most of its pixels, over several windows and bands."""
+    image = np.zeros((3, 96, 160), np.uint8)
+    image[0, 10:30, 10:30] = image[0, 50:70, 100:120] = 255
+    image[1, 50:70, 100:114] = 255  # 70 % of the second one
+    image[1, 10:14, 10:30] = 255  # 20 % of the first one
+
+    import histo.segmenters
+
+    monkeypatch.setattr(
+        histo.segmenters, "instances_from", lambda flow, logits, **_: label(logits > 0).astype(np.int32)
+    )
+    instances, types = segment_typed(Drawn(), image, 32)
+    assert types is not None
+    assert instances.max() == 2
+    assert types.tolist() == [0, 1, 2]
+    assert instances[20, 20] == 1
+
+
+def test_the_loss_looks_at_nuclei_of_known_type_alone() -> None:
+    logits = torch.zeros(1, 3, 4, 4)
+    logits[0, 1, 0, 0] = 2.0
+    types = torch.zeros(1, 4, 4, dtype=torch.int64)
+    assert type_loss(logits, types) == 0
+    types[0, 0, 0] = 2
+    expected = -torch.log_softmax(torch.tensor([0.0, 2.0, 0.0]), 0)[1]
+    torch.testing.assert_close(type_loss(logits, types), expected)
+    types[0, 3, 3] = 1
+    expected = (expected + np.log(3)) / 2
+    torch.testing.assert_close(type_loss(logits, types), expected.float())
+
+
+def test_flips_leave_types_where_they_are() -> None:
+    torch.manual_seed(0)
+    network = InstanceNetwork(InstanceSettings("test_resnet", types=2)).eval()
+    image = torch.rand(1, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        plain, mirrored = (Flipped(network)(tile).types for tile in (image, image.flip(3)))
+    assert plain is not None
+    assert mirrored is not None
+    torch.testing.assert_close(mirrored.flip(3), plain, rtol=0, atol=1e-5)
+
+
+def test_types_are_learned_and_scored_end_to_end(tmp_path: Path) -> None:
+    """PanNuke's layout: the run has its scores, and a notebook the type of each nucleus."""
+    pannuke(tmp_path / "pannuke")
+    settings = ["--data.tiles", f"pannuke:{tmp_path / 'pannuke'}", "--instances.types", json.dumps(NAMES)]
+    settings += ["--encoder.architecture", "test_resnet", "--crop.size", "64", "--data.holdout", "val"]
+    settings += ["--train.images", "16", "--train.batch_size", "4", "--data.workers", "0"]
+    main([*settings, "--run.dir", str(tmp_path / "run")])
+    scores = json.loads((tmp_path / "run" / "metrics.json").read_text())["scores"]
+    assert {"aji", "bpq", "mpq"} <= scores.keys()
+    found = downstream.load(tmp_path / "run").predict(PhantomTissue(0, size=100)[0].image)
+    assert found.instances is not None
+    assert found.types is not None
+    assert len(found.types) == found.instances.max() + 1
+    with pytest.raises(InputError, match=r"type \d, but instances.types names 1: neoplastic"):
+        main([*settings, "--instances.types", '["neoplastic"]', "--run.dir", str(tmp_path / "few")])
+
+
+def test_tiles_without_types_are_refused(tmp_path: Path) -> None:
+    from histo.tiles.tables import write_folder
+
+    tiles = PhantomTissue(0, size=96, count=4)
+    write_folder(
+        (replace(tile, split=("train", "test")[k % 2], patient=f"p{k}") for k, tile in enumerate(tiles)), tmp_path / "t"
+    )
+    settings = [
+        "--data.tiles",
+        str(tmp_path / "t"),
+        "--instances.types",
+        '["a"]',
+        "--crop.size",
+        "64",
+        "--data.workers",
+        "0",
+    ]
+    with pytest.raises(InputError, match="has no types of nuclei"):
+        main([*settings, "--encoder.architecture", "test_resnet", "--run.dir", str(tmp_path / "run")])
+
+
+def test_types_need_a_head_that_tells_them() -> None:
+    with pytest.raises(InputError, match="not told by head maskrcnn"):
+        InstanceSettings("test_resnet", head="maskrcnn", types=2)
