@@ -74,6 +74,11 @@ class TrainedTask:
         return self.kind == CLASSIFIER
 
     @property
+    def types(self) -> list[str]:
+        """Names of the types of nuclei that it tells, from 1; empty where it tells none."""
+        return list(self.card.get("types") or []) if self.nuclei else []
+
+    @property
     def mpp(self) -> float | None:
         """µm/px of what it learned from; None where that is unknown."""
         return self.card.get("mpp")

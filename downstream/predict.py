@@ -5,8 +5,9 @@
     python downstream/predict.py RUN --slide PATH --out DIR
 
 RUN is a run of one seed, the folder of one of several, or an exported file. Nuclei and regions of tiles become label
-maps, 16-bit PNG named as the tiles are; classes a predictions.csv; nuclei of slides GeoJSON as QuPath reads it, regions
-of slides a TIFF. The same command goes on where it was stopped; under `accelerate launch` processes share the work.
+maps, 16-bit PNG named as the tiles are, with the types of nuclei beside; classes a predictions.csv; nuclei of slides
+GeoJSON as QuPath reads it, regions of slides a TIFF. The same command goes on where it was stopped; under
+`accelerate launch` processes share the work.
 """
 
 import hashlib
@@ -20,7 +21,7 @@ try:
     import downstream
     from downstream.inference import TrainedTask
     from downstream.pieces import OVERVIEWS, PIECES, POLYGONS, REGIONS, Slides
-    from downstream.predictions import LABELS, PARTS, PREVIEW, PROBABILITIES, TABLE, Classes, Maps, scale_notes
+    from downstream.predictions import LABELS, PARTS, PREVIEW, PROBABILITIES, TABLE, TYPES, Classes, Maps, scale_notes
     from histo.encoders.files import digest, libraries
     from histo.errors import InputError
     from histo.revision import revision
@@ -34,7 +35,7 @@ except ModuleNotFoundError as error:
     sys.exit(f"error: {error.name!r} is not installed: run `pip install -e .` in nucleate's folder.")
 
 NOTE = "predict.json"
-LAYOUT = Layout(NOTE, (LABELS, PROBABILITIES, PARTS, POLYGONS, REGIONS, OVERVIEWS, PIECES), (TABLE, PREVIEW))
+LAYOUT = Layout(NOTE, (LABELS, TYPES, PROBABILITIES, PARTS, POLYGONS, REGIONS, OVERVIEWS, PIECES), (TABLE, PREVIEW))
 Product = Maps | Classes | Slides
 
 
@@ -100,6 +101,7 @@ def main(argv: list[str]) -> None:
             "network": {"file": str(task.path), **{name: task.card.get(name) for name in ("task", "mpp", "tile_size")}},
             "kind": task.kind,
             "classes": task.card.get("classes"),
+            "types": task.types,
             "ignore": task.card.get("ignore"),
             "notes": notes,
             "command": shlex.join(["python", "downstream/predict.py", *argv]),

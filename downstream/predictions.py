@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +19,14 @@ from histo.running.outputs import result_names
 from histo.segmenters import MPP_TOLERANCE
 from histo.tiles import TileSet
 
-LABELS, PROBABILITIES, PARTS = "labels", "probabilities", "parts"
+LABELS, TYPES, PROBABILITIES, PARTS = "labels", "types", "probabilities", "parts"
 TABLE, PREVIEW = "predictions.csv", "preview.png"
 SHOWN = 24  # tiles in the picture
 CHUNK = 256  # tiles whose classes are kept together, so that a stopped call goes on
 
 
 class Maps:
-    """Nuclei or regions of tiles: labels/NAME.png, named as the tiles are.
+    """Nuclei or regions of tiles: labels/NAME.png, named as the tiles are; types/NAME.csv where nuclei have types.
 
     Args:
         probabilities: of regions, also probabilities/NAME.npy, float16 [classes, H, W].
@@ -42,12 +42,20 @@ class Maps:
     def files(self, index: int) -> list[Path]:
         name = self.names[index]
         more = [Path(PROBABILITIES, f"{name}.npy")] if self.probabilities else []
+        more += [Path(TYPES, f"{name}.csv")] if self.task.types else []
         return [Path(LABELS, f"{name}.png"), *more]
 
     def make(self, index: int, folder: Path) -> None:
         found = self.task.predict(self.tiles.image(index), self.tiles.entries[index].mpp)
         label, *more = (with_folder(folder / file) for file in self.files(index))
         for path in more:
+            if path.suffix == ".csv":
+                assert found.types is not None
+                named = (
+                    (number, self.task.types[kind - 1]) for number, kind in enumerate(found.types.tolist()) if kind
+                )
+                _write_rows(path, [("id", "type"), *named])
+                continue
             assert found.probabilities is not None
             with writing(path), written_whole(path) as file:
                 np.save(file, found.probabilities.astype(np.float16))
@@ -182,7 +190,7 @@ def write_picture(path: Path, picture: Image.Image) -> None:
         file.write(data.getvalue())
 
 
-def _write_rows(path: Path, rows: Sequence[Sequence[object]]) -> None:
+def _write_rows(path: Path, rows: Iterable[Sequence[object]]) -> None:
     text = io.StringIO(newline="")
     csv.writer(text).writerows(rows)
     with writing(path), written_whole(path) as file:

@@ -149,7 +149,7 @@ def _scored(settings: ScoreSettings, folder: Path, note: dict[str, Any], task: s
     truths, others = open_truth(settings.labels, settings.split, settings.mpp)
     files = match_maps(folder, truths, others, settings.labels)
     if task == "instances":
-        return score_nuclei(truths, files)
+        return score_nuclei(truths, files, note.get("types") or ())
     classes = settings.classes or note.get("classes")
     if not classes or len(classes) < 2:
         raise InputError("The classes of the maps are not known; give --classes [background,NAME], from value 0 on.")

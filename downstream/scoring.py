@@ -10,7 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from downstream.cases import NUCLEI_LEGEND, REGIONS_LEGEND, class_picture, nuclei_picture, regions_picture
-from downstream.truths import Truth, read_predictions, refuse_gaps
+from downstream.predictions import TYPES
+from downstream.truths import Truth, read_predictions, read_types, refuse_gaps
+from downstream.typed import TypedScores
 from histo.bootstrap import mean_interval
 from histo.errors import InputError
 from histo.masks import read_instances
@@ -58,14 +60,17 @@ class Scored:
     confusion: list[list[int]] = field(default_factory=list)
 
 
-def score_nuclei(truths: Sequence[Truth], files: dict[str, Path]) -> Scored:
-    """AJI, AJI+, PQ and its factors, Dice, bPQ, and F1 of detection where µm/px are known.
+def score_nuclei(truths: Sequence[Truth], files: dict[str, Path], types: Sequence[str] = ()) -> Scored:
+    """AJI, AJI+, PQ and its factors, Dice, bPQ, and F1 of detection where µm/px are known; mPQ of typed nuclei.
+
+    Args:
+        types: names of the predicted types, from 1; PRED/types has that of every nucleus.
 
     Raises:
         InputError: a map that cannot be read, or of another size than its label's.
     """
     found, cases, counts, detections = [], {}, [], DetectionCounts.none(0)
-    unknown = sum(truth.mpp is None for truth in truths)
+    unknown, typed = sum(truth.mpp is None for truth in truths), TypedScores(list(types))
     for truth in truths:
         true, guess = _pair(truth, files[truth.name])
         table = overlap(true, guess)
@@ -73,6 +78,10 @@ def score_nuclei(truths: Sequence[Truth], files: dict[str, Path]) -> Scored:
         counts.append(panoptic_counts(table))
         cases[truth.name] = {name: getattr(found[-1], name) for name in ("aji", "pq", "dq", "sq", "dice")}
         cases[truth.name]["aji_plus"] = aji_plus(table)
+        if types and (tile := truth.tile() if truth.tile else None) is not None and tile.classes is not None:
+            labels = files[truth.name].parents[truth.name.count("/")]
+            own = read_types(labels.parent / TYPES / f"{truth.name}.csv", types, guess)
+            typed.add(tile, table, tile.classes, guess, own)
         if not unknown:
             assert truth.mpp is not None
             detections += detection_counts(true, guess, RADIUS_MICRONS / truth.mpp)
@@ -89,6 +98,7 @@ def score_nuclei(truths: Sequence[Truth], files: dict[str, Path]) -> Scored:
         "bpq, false positives counted": by_tissue["false_positives_counted"].bpq,
         "detection f1": detections.f1 if not unknown else None,
     }
+    scores |= {name: value for name, value in typed.scores().items() if name not in ("bpq", "detection_f1")}
     facts = {
         "true nuclei": sum(one.true_nuclei for one in found),
         "predicted nuclei": sum(one.predicted_nuclei for one in found),
@@ -97,6 +107,8 @@ def score_nuclei(truths: Sequence[Truth], files: dict[str, Path]) -> Scored:
         "detection f1 within": f"{RADIUS_MICRONS:g} µm",
     }
     notes = []
+    if types and len(typed.panoptic) < len(truths):
+        notes.append(f"Types are scored on {len(typed.panoptic)} of {len(truths)} tiles, whose labels have types.")
     if unknown:
         notes.append(f"F1 of detection is left out: {unknown} of {len(truths)} tiles have no known µm/px; give --mpp.")
 

@@ -14,7 +14,7 @@ from downstream.predictions import LABELS, TABLE
 from histo.errors import InputError
 from histo.masks import mask_files, read_instances
 from histo.running.outputs import result_names
-from histo.tiles import TileSet, is_described, open_tiles
+from histo.tiles import Tile, TileSet, is_described, open_tiles
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class Truth:
     Attributes:
         name: what its prediction is called.
         mask: reads its label map, None where it has none.
-        image: reads the tile, None where there is only a label map.
+        image: reads the image, None where there is only a label map.
+        tile: reads all of it, None likewise.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Truth:
     patient: str | None = None
     label: str | None = None
     mpp: float | None = None
+    tile: Callable[[], Tile] | None = None
 
 
 def open_truth(named: str, split: str | None, mpp: float | None) -> tuple[list[Truth], set[str]]:
@@ -135,6 +137,30 @@ def read_predictions(path: Path) -> tuple[list[str], dict[str, list[float]]]:
     return classes, rows
 
 
+def read_types(path: Path, names: Sequence[str], instances: NDArray[np.int32]) -> NDArray[np.uint8]:
+    """The type of each nucleus of a predicted map by its id, from 1 in the order of the names; 0 where it has none.
+
+    Args:
+        path: types/NAME.csv with the columns id and type.
+
+    Raises:
+        InputError: a missing or damaged file, or one that does not belong to the map.
+    """
+    found = np.zeros(int(instances.max(initial=0)) + 1, np.uint8)
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            lines = list(csv.reader(file, strict=True))
+        if lines[0] != ["id", "type"]:
+            raise ValueError(f"its columns are {', '.join(lines[0])}")
+        for number, name in lines[1:]:
+            if not 0 < int(number) < len(found):
+                raise ValueError(f"its map has no nucleus {number}")
+            found[int(number)] = 1 + names.index(name)
+    except (OSError, ValueError, IndexError, csv.Error) as error:
+        raise InputError(f"{path} does not give the types of its label map ({error}); predict again.") from error
+    return found
+
+
 def refuse_gaps(place: str, labels: str, wanted: list[str], found: list[str], others: set[str]) -> None:
     """Every tile must have a prediction, and every prediction a tile.
 
@@ -172,4 +198,6 @@ def _truth(tiles: TileSet, index: int, name: str) -> Truth:
         return instances
 
     patient = None if entry.patient is None else f"{entry.source}/{entry.patient}"
-    return Truth(name, mask if entry.mask is not None else None, entry.read_image, patient, entry.label, entry.mpp)
+    return Truth(
+        name, mask if entry.mask is not None else None, entry.read_image, patient, entry.label, entry.mpp, entry.read
+    )

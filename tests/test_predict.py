@@ -15,6 +15,7 @@ from slide_specimens import tissue_on_glass, write_slide
 from torch.nn import functional as F
 
 import downstream
+from downstream.inference import Prediction, TrainedTask
 from downstream.pieces import NOWHERE, Slides, of_core
 from downstream.predict import main
 from downstream.tasks.classify import Classifier, write_classifier
@@ -122,6 +123,24 @@ def test_a_stopped_call_goes_on(finder: Path, tissue: Path, tmp_path: Path) -> N
         assert (file.stat().st_mtime_ns == touched) is (file != files[2])
     with pytest.raises(InputError, match=r"--data.split is 'train', but .* was begun with 'test'"):
         main([*arguments[:-1], "train"])
+
+
+def test_types_are_told_beside_the_map(
+    finder: Path, tissue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nuclei on the left are of the second type."""
+
+    def predict(task: TrainedTask, image: np.ndarray, mpp: float | None = None) -> Prediction:
+        instances = np.zeros(image.shape[1:], np.int32)
+        instances[2:9, 2:9], instances[20:29, 60:69] = 1, 2
+        return Prediction(instances=instances, types=np.array([0, 2, 1], np.uint8))
+
+    monkeypatch.setattr(TrainedTask, "predict", predict)
+    monkeypatch.setattr(TrainedTask, "types", ["tumour", "stroma"])
+    main([str(finder), "--data.tiles", str(tissue), "--data.split", "test", "--out", str(tmp_path / "out")])
+    lines = next((tmp_path / "out" / "types").rglob("*.csv")).read_text().split()
+    assert lines == ["id,type", "1,stroma", "2,tumour"]
+    assert json.loads((tmp_path / "out" / "predict.json").read_text())["types"] == ["tumour", "stroma"]
 
 
 def test_regions_with_probabilities(divider: Path, tissue: Path, tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from downstream.cases import extremes
 from downstream.score import main
+from downstream.scoring import score_nuclei
+from downstream.truths import Truth
 from histo.errors import InputError
 from histo.masks import write_instances
 from histo.metrics import EMPTY_TILES, aji_plus, compare, overlap
@@ -88,6 +90,31 @@ def test_nuclei_are_scored_as_histo_metrics_says(
     report = (predicted / "report.html").read_text()
     assert report.count("<img") == 4
     assert "Tiles without nuclei" in report
+
+
+def test_types_of_nuclei(tmp_path: Path) -> None:
+    """Two nuclei found exactly, one of them of the other type; types of another map are refused."""
+    instances = np.zeros((32, 32), np.int32)
+    instances[2:10, 2:10], instances[16:24, 16:24] = 1, 2
+    tile = replace(
+        PhantomTissue(1, size=32)[0],
+        instances=instances,
+        classes=np.array([0, 1, 2], np.uint8),
+        label="breast",
+        mpp=0.5,
+    )
+    truth = Truth("a/b", lambda: instances, label="breast", mpp=0.5, tile=lambda: tile)
+    file, types = tmp_path / "labels" / "a" / "b.png", tmp_path / "types" / "a" / "b.csv"
+    for path in (file, types):
+        path.parent.mkdir(parents=True)
+    write_instances(file, instances)
+    types.write_text("id,type\n1,tumour\n2,tumour\n")
+    scores = score_nuclei([truth], {"a/b": file}, ["tumour", "stroma"]).scores
+    assert scores["pq"] == scores["bpq"] == 1
+    assert scores["mpq"] == pytest.approx(np.mean([2 / 3, 0]))  # one of two found as tumour is one; no stroma is found
+    types.write_text("id,type\n1,tumour\n3,tumour\n")
+    with pytest.raises(InputError, match="its map has no nucleus 3"):
+        score_nuclei([truth], {"a/b": file}, ["tumour", "stroma"])
 
 
 def test_a_perfect_prediction_is_perfect(labels: Path, tmp_path: Path) -> None:
