@@ -63,6 +63,26 @@ class TrainedTask:
         layout = memory_layout(self.network, self.device)
         self.network.requires_grad_(False).eval().to(self.device).to(memory_format=layout)
 
+    @property
+    def nuclei(self) -> bool:
+        """Whether it finds nuclei."""
+        return self.kind == instance_networks.KIND
+
+    @property
+    def classes_tiles(self) -> bool:
+        """Whether it says of which class a tile is."""
+        return self.kind == CLASSIFIER
+
+    @property
+    def types(self) -> list[str]:
+        """Names of the types of nuclei that it tells, from 1; empty where it tells none."""
+        return list(self.card.get("types") or []) if self.nuclei else []
+
+    @property
+    def mpp(self) -> float | None:
+        """µm/px of what it learned from; None where that is unknown."""
+        return self.card.get("mpp")
+
     def predict(self, image: NDArray[Any], mpp: float | None = None) -> Prediction:
         """What the task says of an image.
 

@@ -1,23 +1,29 @@
 """Classes by a frozen encoder: its features are made once, and a linear layer or nearest neighbours read them."""
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
+from downstream.cases import class_picture, save_pictures
 from downstream.features import features_of
 from downstream.labelled import TEST, TRAIN, VALIDATION, Labelled
 from downstream.linear import fit
 from downstream.recipe import Recipe
 from downstream.results import Result, write_result
-from downstream.start import card_of, open_start
+from downstream.start import card_of, disagreements, open_start
 from downstream.tasks.classify import Classifier, class_scores, write_classifier
 from histo.probes import knn
+from histo.probes.embedding import fitted as as_square
 from histo.running.runs import RunFolder
 from histo.running.settings import as_yaml
+from histo.tiles import Tile
 
 
 def probe(recipe: Recipe, run: RunFolder, labelled: Labelled, seed: int, fold: int, accelerator: Accelerator) -> Result:
@@ -57,6 +63,20 @@ def probe(recipe: Recipe, run: RunFolder, labelled: Labelled, seed: int, fold: i
     if recipe.task == "knn":  # votes of one class are no probabilities
         for name in ("auroc", "ece"):
             scored.scores.pop(name, None)
-    result = Result.of(recipe, labelled, seen, scored, seed, fold, file)
+    warnings = disagreements(recipe, labelled, start)
+    for sentence in warnings:
+        print(f"warning: {sentence}", file=sys.stderr, flush=True)
+    tiles, classes_of = labelled.part(TEST), labelled.classes
+    said = {
+        (entry.source, entry.key): (classes_of[int(number)], found.tolist())
+        for entry, number, found in zip(tiles.entries, numbers[parts[TEST]], probabilities, strict=True)
+    }
+
+    def draw(tile: Tile) -> NDArray[np.uint8]:
+        truth, found = said[tile.source, tile.key]
+        return class_picture(as_square(tile, recipe.crop.size), truth, classes_of, found)
+
+    pictures = save_pictures(run.path, tiles, scored.cases, "accuracy", draw)
+    result = Result.of(recipe, labelled, seen, scored, seed, fold, file, start, pictures, warnings)
     write_result(run.path, result)
     return result

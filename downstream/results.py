@@ -5,26 +5,27 @@ import shlex
 import statistics
 import sys
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from downstream.labelled import TEST, Labelled
+from downstream.labelled import TEST, TRAIN, VALIDATION, Labelled
 from downstream.recipe import Recipe
 from downstream.task import Evaluation
+from downstream.tasks import task_class
 from histo.bootstrap import mean_interval
+from histo.encoders import Start
 from histo.encoders.files import libraries, write_text
 from histo.errors import InputError
 from histo.revision import revision
-from histo.running.report import Report
 from histo.running.runs import RunFolder
-from histo.running.settings import as_yaml
-from histo.running.tracking import read_log
 
 FORMAT = 1
 NAME = "metrics.json"
+ON_FEATURES = ("linear", "knn")  # tasks whose encoder is frozen
 
 
 @dataclass
@@ -37,6 +38,11 @@ class Result:
         cases: the scores of every test tile, by key; patients: of these tiles, in the same order.
         facts: data, split, task and encoder, by name.
         images: crops seen; file: what was exported.
+        labels: tiles whose labels were used, to learn from and to say when to stop; None in results of old.
+        encoder: what the task began from: source, architecture, SHA-256, input, data and licences.
+        confusion: true (row) and found class (column) by `classes`; empty where the task has none.
+        pictures: of single tiles, by kind, key, score and file.
+        warnings: where encoder and data disagree.
     """
 
     seed: int
@@ -47,16 +53,48 @@ class Result:
     facts: dict[str, Any]
     images: int
     file: str
+    labels: int | None = None
+    encoder: dict[str, Any] = field(default_factory=dict)
+    classes: list[str] = field(default_factory=list)
+    confusion: list[list[int]] = field(default_factory=list)
+    pictures: list[dict[str, Any]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     @classmethod
     def of(
-        cls, recipe: Recipe, labelled: Labelled, images: int, found: Evaluation, seed: int, fold: int, file: Path
+        cls,
+        recipe: Recipe,
+        labelled: Labelled,
+        images: int,
+        found: Evaluation,
+        seed: int,
+        fold: int,
+        file: Path,
+        start: Start | None = None,
+        pictures: Sequence[dict[str, Any]] = (),
+        warnings: Sequence[str] = (),
     ) -> "Result":
         """That of a training which has ended."""
         known = [labelled.patients[k] for k in labelled.parts[TEST]]
         patients = [None if one is None else f"{one[0]}/{one[1]}" for one in known]
         facts = {**labelled.facts, "task": recipe.task, "encoder": recipe.encoder.source}
-        return cls(seed, fold, found.scores, found.cases, patients, facts, images, file.name)
+        used = labelled.parts[TRAIN].size + (labelled.parts[VALIDATION].size if recipe.data.validation is None else 0)
+        return cls(
+            seed,
+            fold,
+            found.scores,
+            found.cases,
+            patients,
+            facts,
+            images,
+            file.name,
+            labels=int(used),
+            encoder={} if start is None else _encoder(recipe, start),
+            classes=found.classes,
+            confusion=found.confusion,
+            pictures=list(pictures),
+            warnings=list(warnings),
+        )
 
     @classmethod
     def read(cls, folder: Path) -> "Result | None":
@@ -72,7 +110,7 @@ class Result:
             written = json.loads(path.read_text(encoding="utf-8"))
             if written.pop("format") != FORMAT:
                 raise ValueError("of another version")
-            return cls(**{name: written[name] for name in cls.__dataclass_fields__})
+            return cls(**{name: written[name] for name in cls.__dataclass_fields__ if name in written})
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path} is damaged ({error}); delete it to train this part again.") from error
 
@@ -114,6 +152,9 @@ def summarise(recipe: Recipe, run: RunFolder, results: list[Result]) -> str:
         "scores": rows,
         "by_seed": {str(seed): scores for seed, scores in by_seed.items()},
         "folds": recipe.data.folds,
+        "chosen": "balanced_accuracy" if recipe.task in ON_FEATURES else task_class(recipe.task).CHOSEN,
+        "labels": results[0].labels,
+        "encoder": results[0].encoder,
         "facts": results[0].facts,
         "images": results[0].images,
         "command": shlex.join(["python", "downstream/train.py", *sys.argv[1:]]),
@@ -121,7 +162,9 @@ def summarise(recipe: Recipe, run: RunFolder, results: list[Result]) -> str:
         "libraries": libraries(),
     }
     _write(run.path / NAME, metrics)
-    report = _report(recipe, run, results, rows)
+    from downstream.report import write_report  # which reads results
+
+    report = write_report(recipe, run, results, rows)
     said = ", ".join(
         f"{name} {row['mean']:.3f}" + (f" ± {row['sd']:.3f}" if row["sd"] is not None else "")
         for name, row in rows.items()
@@ -146,44 +189,16 @@ def _interval(results: list[Result], name: str) -> list[float] | None:
     return [float(low[0]), float(high[0])]
 
 
-def _report(recipe: Recipe, run: RunFolder, results: list[Result], rows: dict[str, dict[str, Any]]) -> Path:
-    report = Report(f"Downstream: {recipe.task}", f"encoder {recipe.encoder.source} · {run.path}")
-    report.heading("How good it is")
-    table = [
-        [name, row["mean"], row["sd"], "–" if row["interval"] is None else "{:.3f} to {:.3f}".format(*row["interval"])]
-        for name, row in rows.items()
-    ]
-    caption = f"Mean and standard deviation over the seeds {recipe.seeds}; bootstrap interval by patient."
-    report.table(["score", "mean", "sd", "95 % interval"], table, caption)
-    if len(results) > 1:
-        names = list(results[0].scores)
-        report.table(
-            ["seed", "fold", *names], [[r.seed, r.fold + 1, *(r.scores[name] for name in names)] for r in results]
-        )
-    report.heading("The course of the training")
-    logs = {f"seed {r.seed}" + (f", fold {r.fold + 1}" if recipe.data.folds else ""): r for r in results}
-    for prefix, title in (("loss/", "Loss"), ("validation/", "Validation part")):
-        lines = {}
-        for label, result in logs.items():
-            records = read_log(run.path / _folder(recipe, result))
-            for name in sorted({name for record in records for name in record if name.startswith(prefix)}):
-                having = [record for record in records if name in record]
-                lines[f"{label} {name.partition('/')[2]}"] = (
-                    [record["images"] for record in having],
-                    [record[name] for record in having],
-                )
-        if lines:
-            report.curves(title, lines, "crops seen")
-    report.heading("How it was made")
-    report.facts(results[0].facts)
-    report.text(f"python downstream/train.py --config {run.config}", as_yaml(recipe))
-    path = run.path / "report.html"
-    report.save(path)
-    return path
-
-
-def _folder(recipe: Recipe, result: Result) -> str:
-    return f"seed{result.seed}" + (f"-fold{result.fold + 1}" if recipe.data.folds else "")
+def _encoder(recipe: Recipe, start: Start) -> dict[str, Any]:
+    """What of the encoder is told beside scores."""
+    parent = start.facts["parent"]
+    return {
+        "source": recipe.encoder.source,
+        "architecture": str(start.architecture),
+        "frozen": recipe.encoder.frozen or recipe.train.encoder_rate == 0 or recipe.task in ON_FEATURES,
+        **(parent if isinstance(parent, dict) else {"sha256": None, "initial weights": parent}),
+        **{name: start.facts[name] for name in ("mean", "std", "mpp", "tile_size", "data")},
+    }
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

@@ -25,10 +25,13 @@ class Evaluation:
     Attributes:
         scores: by name; higher is better for the one that the task chooses by.
         cases: the scores of every tile alone, by its key, in the order of the tiles.
+        classes, confusion: names, and how many tiles or pixels of each true class (row) were given each one (column).
     """
 
     scores: dict[str, float]
     cases: dict[str, dict[str, float]] = field(default_factory=dict)
+    classes: list[str] = field(default_factory=list)
+    confusion: list[list[int]] = field(default_factory=list)
 
 
 class Task(Protocol):

@@ -19,12 +19,13 @@ try:
     from accelerate import Accelerator
     from tqdm import tqdm
 
+    from downstream.cases import save_pictures
     from downstream.labelled import TEST, TRAIN, VALIDATION, Labelled, Needs, open_labelled
     from downstream.learner import Learner
     from downstream.probing import probe
     from downstream.recipe import PRESET, Recipe
-    from downstream.results import Result, summarise, write_result
-    from downstream.start import card_of, open_start
+    from downstream.results import ON_FEATURES, Result, summarise, write_result
+    from downstream.start import card_of, disagreements, open_start
     from downstream.stream import LabelledCrops
     from downstream.tasks import task_class
     from histo.errors import InputError
@@ -40,7 +41,6 @@ except ModuleNotFoundError as error:
     sys.exit(f"error: {error.name!r} is not installed: run `pip install -e .` in nucleate's folder.")
 
 SHOWN = 4  # tiles in a panel
-ON_FEATURES = ("linear", "knn")  # tasks whose encoder is frozen
 
 
 def main(argv: list[str]) -> None:
@@ -128,7 +128,7 @@ def train(
         tracker = Tracker(run.path, learner.images, enabled=first)
         if first:
             print(_facts(recipe, run, labelled, learner, seed), flush=True)
-            for sentence in damaged:
+            for sentence in [*damaged, *(warnings := disagreements(recipe, labelled, start))]:
                 tracker.warn(learner.images, sentence)
 
     def save() -> None:
@@ -179,7 +179,9 @@ def train(
             found = learner.scored(labelled.part(TEST))
             tracker.scalars(learner.images, {f"test/{name}": value for name, value in found.scores.items()})
             file = learner.export(card_of(recipe, labelled, start), run.export)
-            write_result(run.path, Result.of(recipe, labelled, learner.images, found, seed, fold, file))
+            pictures = save_pictures(run.path, labelled.part(TEST), found.cases, task.CHOSEN, learner.drawn)
+            said = Result.of(recipe, labelled, learner.images, found, seed, fold, file, start, pictures, warnings)
+            write_result(run.path, said)
         tracker.close()
     return Result.read(run.path)
 

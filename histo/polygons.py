@@ -34,18 +34,36 @@ def write_polygons(path: str | Path, instances: NDArray[Any]) -> None:
     Raises:
         InputError: not an instance map, or the file cannot be written.
     """
-    text = json.dumps({"type": "FeatureCollection", "features": list(_features(renumber(instances)))})
+    text = json.dumps({"type": "FeatureCollection", "features": list(polygon_features(instances))})
     with writing(Path(path)), written_whole(Path(path)) as file:
         file.write(text.encode())
 
 
-def _features(instances: NDArray[np.int32]) -> Iterator[dict[str, Any]]:
-    for number, place in enumerate(ndimage.find_objects(instances), start=1):
+def polygon_features(
+    instances: NDArray[Any], origin: tuple[int, int] = (0, 0), scale: float = 1.0
+) -> Iterator[dict[str, Any]]:
+    """The features of `write_polygons`, one by one, of a part of a larger picture.
+
+    Args:
+        instances: integer [H, W], 0 = background.
+        origin: row and column of its first pixel in that picture.
+        scale: the picture's units to a pixel; coordinates are those of pixels times it.
+
+    Raises:
+        InputError: not an instance map.
+    """
+    numbers = renumber(instances)
+    for number, place in enumerate(ndimage.find_objects(numbers), start=1):
         if place is None:
             continue
-        parts, count = ndimage.label(instances[place] == number)
-        corner = (place[0].start, place[1].start)
-        polygons = [_rings(parts == part, corner) for part in range(1, count + 1)]
+        parts, count = ndimage.label(numbers[place] == number)
+        corner = (place[0].start + origin[0], place[1].start + origin[1])
+        polygons: Any = [_rings(parts == part, corner) for part in range(1, count + 1)]
+        if scale != 1:
+            polygons = [
+                [[[round(value * scale, 2) for value in point] for point in ring] for ring in rings]
+                for rings in polygons
+            ]
         yield {
             "type": "Feature",
             "geometry": {

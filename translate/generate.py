@@ -18,17 +18,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 try:
-    from tqdm import tqdm
-
     import translate
-    from histo.errors import InputError, writing
+    from histo.errors import InputError
     from histo.revision import revision
     from histo.running import processes
+    from histo.running.outputs import Layout, OutputFolder, make_all
     from histo.running.settings import as_yaml, read_settings, run_script
     from histo.tiles import local_place
     from histo.tiles.tables import write_table
     from translate.inference import TrainedTranslator
-    from translate.outputs import Layout, OutputFolder
     from translate.products import Product, Renderings, Restainings, Segmentations, open_masks, open_tissue
 except ModuleNotFoundError as error:
     sys.exit(f"error: {error.name!r} is not installed: run `pip install -e .` in nucleate's folder.")
@@ -114,7 +112,7 @@ def main(argv: list[str]) -> None:
         )
         everything = (file for index in range(len(product)) for file in product.files(index))
         with output.work(everything, settings.overwrite):
-            _make_all(product, output, settings.on_bad)
+            make_all(product, output, settings.on_bad, lambda made: _write_table(product, made, output.path))
     finally:
         processes.part()
 
@@ -205,36 +203,10 @@ def _contents(named: str | None) -> str | None:
     return None if named is None else hashlib.sha256(Path(named).read_bytes()).hexdigest()
 
 
-def _make_all(product: Product, output: OutputFolder, on_bad: str) -> None:
-    """Make what is missing, each process its share; the first one then writes the table."""
-    state = processes.state()
-    mine = range(state.process_index, len(product), state.num_processes)
-    with processes.together():
-        with writing(output.path):
-            for name in {file.parts[0] for file in product.files(0)} & set(LAYOUT.folders):
-                (output.path / name).mkdir(exist_ok=True)
-        missing = [index for index in mine if not _is_made(product, output.path, index)]
-        for index in tqdm(missing, desc="making", unit="image", disable=None if state.is_main_process else True):
-            try:
-                product.make(index, output.path)
-            except InputError as error:
-                if on_bad == "error":
-                    raise
-                print(f"skipped: {error}", file=sys.stderr, flush=True)
-    with processes.together():
-        if state.is_main_process:
-            made = [index for index in range(len(product)) if _is_made(product, output.path, index)]
-            if not made:
-                raise InputError(f"None of the {len(product)} inputs could be used; the reasons are above.")
-            rows = [row for index in made for row in product.rows(index)]
-            if rows:
-                write_table(output.path, rows)
-            output.finish(made=len(made), skipped=len(product) - len(made))
-            print(f"{product.describe()}\n{len(made)} of {len(product)} made: {output.path}")
-
-
-def _is_made(product: Product, folder: Path, index: int) -> bool:
-    return all((folder / file).is_file() for file in product.files(index))
+def _write_table(product: Product, made: list[int], folder: Path) -> None:
+    rows = [row for index in made for row in product.rows(index)]
+    if rows:
+        write_table(folder, rows)
 
 
 if __name__ == "__main__":

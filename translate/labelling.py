@@ -16,8 +16,8 @@ from histo.errors import InputError, writing
 from histo.files import written_whole
 from histo.finders import Finder
 from histo.masks import read_record, write_instances
+from histo.running.outputs import Layout
 from histo.tiles import SUFFIXES, TileSet
-from translate.outputs import Layout
 from translate.quality import GateSettings, Quality, measure
 
 IMAGES, LABELS, ASIDE = "images", "labels", "set_aside"

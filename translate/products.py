@@ -1,12 +1,9 @@
-"""What `translate/generate.py` makes, item by item, each a pure function of inputs, seed and number.
-
-An item is finished when all of its files are there, and each of them is there whole or not at all.
-"""
+"""What `translate/generate.py` makes, item by item, each a pure function of inputs, seed and number."""
 
 import io
 import math
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -19,6 +16,8 @@ from histo.images import read_image, read_mpp
 from histo.layouts import Layouts
 from histo.masks import mask_files, write_instances
 from histo.polygons import write_polygons
+from histo.running import outputs
+from histo.running.outputs import result_names
 from histo.segmenters import MPP_TOLERANCE
 from histo.tiles import Tiles, TileSet, is_described, open_tiles
 from histo.tiles.entries import Entries
@@ -32,29 +31,15 @@ Row = tuple[str, str | None, str | None, float | None, str | None, str]
 """A line of tiles.csv."""
 
 
-class Product(Protocol):
-    """A kind of output; paths are relative to the output folder."""
-
-    def __len__(self) -> int: ...
+class Product(outputs.Product, Protocol):
+    """A kind of output."""
 
     def identity(self, index: int, /) -> str:
         """What an item is made of, without looking into it: a name."""
         ...
 
-    def files(self, index: int, /) -> list[Path]:
-        """All files of an item."""
-        ...
-
-    def make(self, index: int, folder: Path, /) -> None:
-        """Write an item's files."""
-        ...
-
     def rows(self, index: int, /) -> list[Row]:
         """Its lines of tiles.csv; none where there is no table."""
-        ...
-
-    def describe(self) -> str:
-        """One line for people."""
         ...
 
 
@@ -129,7 +114,7 @@ class Segmentations:
 
     def __init__(self, translator: TrainedTranslator, tissue: TileSet) -> None:
         translator.require_reader()
-        self._translator, self._tissue, self._names = translator, tissue, _names(tissue)
+        self._translator, self._tissue, self._names = translator, tissue, result_names(tissue.entries)
 
     def __len__(self) -> int:
         return len(self._tissue)
@@ -163,7 +148,7 @@ class Restainings:
     """
 
     def __init__(self, translator: TrainedTranslator, tissue: TileSet, seed: int, reference: Path | None) -> None:
-        self._translator, self._tissue, self._names, self._seed = translator, tissue, _names(tissue), seed
+        self._translator, self._tissue, self._names, self._seed = translator, tissue, result_names(tissue.entries), seed
         self._styles: list[int] | None = None
         if reference is not None:
             translator.require_reader()
@@ -269,18 +254,6 @@ def _first(items: Sequence[T], count: int | None, named: str | Path) -> list[T]:
     if count is not None and count > len(items):
         raise InputError(f"--count is {count}, but {named} holds {len(items)}; ask for that many, or leave it out.")
     return list(items[:count])
-
-
-def _names(tissue: TileSet) -> list[str]:
-    """Names of tiles without suffix, sub-folders kept."""
-    names = [PurePosixPath(entry.key).with_suffix("").as_posix() for entry in tissue.entries]
-    for name in names:
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise InputError(f"The tile {name!r} would be written outside --out; rename it.")
-    if len(set(names)) < len(names):
-        twice = next(name for k, name in enumerate(names) if name in names[:k])
-        raise InputError(f"Two tiles are called {twice} but for the suffix, and so would be their results; rename one.")
-    return names
 
 
 def _with_folder(path: Path) -> Path:

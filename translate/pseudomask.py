@@ -25,6 +25,7 @@ try:
     from numpy.typing import NDArray
     from tqdm import tqdm
 
+    from histo import contact
     from histo.errors import InputError, writing
     from histo.files import written_whole
     from histo.finders import Finder, Method, open_finder
@@ -33,13 +34,12 @@ try:
     from histo.masks import read_instances
     from histo.revision import revision
     from histo.running import processes
+    from histo.running.outputs import OutputFolder
     from histo.running.settings import as_yaml, read_settings, run_script
     from histo.tiles import local_place, open_tiles
     from histo.tiles.tables import write_table
-    from translate import contact
     from translate.label_agreement import Label, agreement, as_table, compare_all, open_labels
     from translate.labelling import LAYOUT, Labelling, Outcome
-    from translate.outputs import OutputFolder
     from translate.quality import GateSettings
 except ModuleNotFoundError as error:
     sys.exit(f"error: {error.name!r} is not installed: run `pip install -e .` in nucleate's folder.")

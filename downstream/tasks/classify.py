@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
+from downstream.cases import class_picture
 from downstream.labelled import TRAIN, Labelled
 from downstream.losses import Loss, Weights, class_loss, class_weights
 from downstream.task import Evaluation, Tensors
@@ -113,14 +113,9 @@ class Classify:
         device = next(network.parameters()).device
         image = torch.from_numpy(fitted(tile, self.side).copy())[None].to(device)
         found = network(image).float().softmax(1)[0].cpu()
-        names, best = self.labelled.classes, int(found.argmax())
-        page = Image.new("RGB", (self.side, self.side + 32), "white")
-        page.paste(Image.fromarray(fitted(tile, self.side).transpose(1, 2, 0)), (0, 32))
-        pen = ImageDraw.Draw(page)
+        names = self.labelled.classes
         truth = names[self.labelled.number_of[str(tile.label)]]
-        pen.text((2, 2), truth, fill="black")
-        pen.text((2, 16), f"{names[best]} {found[best]:.2f}", fill="green" if names[best] == truth else "red")
-        return np.asarray(page)
+        return class_picture(fitted(tile, self.side), truth, names, found.tolist())
 
     def export(self, network: nn.Module, card: dict[str, Any], folder: Path) -> Path:
         assert isinstance(network, Classifier)
@@ -137,11 +132,19 @@ def class_scores(
     """
     scores = classification_scores(probabilities, numbers, classes)
     named = {name: getattr(scores, name) for name in ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "ece")}
-    cases = {
-        f"{entry.source}/{entry.key}": {"accuracy": float(one.argmax() == label), "p_true": float(one[label])}
-        for entry, one, label in zip(entries, probabilities, numbers, strict=True)
-    }
-    return Evaluation({name: value for name, value in named.items() if value is not None}, cases)
+    of_class = numbers.bincount(minlength=len(classes))
+    present = int((of_class > 0).sum())
+    cases = {}
+    for entry, one, label in zip(entries, probabilities, numbers.tolist(), strict=True):
+        right = float(one.argmax() == label)
+        share = right * len(entries) / (present * int(of_class[label]))
+        cases[f"{entry.source}/{entry.key}"] = {
+            "accuracy": right,
+            "balanced_accuracy": share,  # whose mean over the tiles is that score
+            "p_true": float(one[label]),
+        }
+    named = {name: value for name, value in named.items() if value is not None}
+    return Evaluation(named, cases, classes, [list(row) for row in scores.confusion])
 
 
 def write_classifier(

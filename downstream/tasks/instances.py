@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from downstream.cases import nuclei_picture
 from downstream.labelled import Labelled
 from downstream.losses import type_loss
 from downstream.task import Evaluation, Tensors
@@ -22,7 +23,6 @@ from histo.instance_networks import InstanceNetwork, InstanceSettings, find_nucl
 from histo.magnification import step_to
 from histo.maskrcnn import MaskRCNNSettings
 from histo.metrics import mean_scores, overlap, scores_of
-from histo.sheets import outlined
 from histo.tiles import Tile, TileSet
 
 if TYPE_CHECKING:
@@ -149,9 +149,7 @@ class Instances:
     def draw(self, network: nn.Module, tile: Tile) -> NDArray[np.uint8]:
         assert isinstance(network, InstanceNetwork)
         assert tile.instances is not None
-        found, _ = self.find(network, tile)
-        pictures = [tile.image, outlined(tile.image, tile.instances), outlined(tile.image, found)]
-        return np.ascontiguousarray(np.concatenate(pictures, 2).transpose(1, 2, 0))
+        return nuclei_picture(tile.image, tile.instances, self.find(network, tile)[0])
 
     def export(self, network: nn.Module, card: dict[str, Any], folder: Path) -> Path:
         assert isinstance(network, InstanceNetwork)

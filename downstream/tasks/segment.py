@@ -10,20 +10,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from downstream.cases import regions_picture
 from downstream.labelled import Labelled
 from downstream.task import Evaluation, Tensors
 from histo.dense import PIXELS, Decoder, DenseNetwork
 from histo.encoders import Start, write_card
 from histo.errors import InputError
 from histo.magnification import step_to
+from histo.metrics.regions import IGNORED, class_numbers, dice_of, iou_of, pixel_table
 from histo.overlap import Corner, Grid, at_side, blend, window_of
-from histo.sheets import outlined
 from histo.tiles import Tile, TileSet
 
 if TYPE_CHECKING:
     from downstream.recipe import Recipe
 
-IGNORED = -100  # torch's number of pixels that no loss and no score counts
 KIND = "regions"
 
 
@@ -90,17 +90,7 @@ class Segment:
         Raises:
             InputError: a value beyond the classes.
         """
-        found = values.astype(np.int64)
-        if len(self.settings.classes) == 2:
-            found = (found > 0).astype(np.int64)
-        if self.settings.ignore is not None:
-            found[values == self.settings.ignore] = IGNORED
-        if found.max(initial=0) >= len(self.settings.classes):
-            raise InputError(
-                f"A mask has the value {int(found.max())}, expected 0 to {len(self.settings.classes) - 1}, as "
-                "segment.classes has them; add its name there, or give it as segment.ignore."
-            )
-        return found
+        return class_numbers(values, self.settings.classes, self.settings.ignore)
 
     def prepared(self, tile: Tile) -> Tile:
         """The tile as crops are to be cut from it: values stay what they are, though instances are renumbered."""
@@ -136,33 +126,29 @@ class Segment:
         cases = {}
         for entry, tile in zip(tiles.entries, tiles, strict=True):
             assert tile.instances is not None
-            truth = self.numbers(tile.instances).ravel()
-            guess = self.find(network, tile).argmax(0).ravel()
-            counted = truth != IGNORED
-            cells = truth[counted] * len(total) + guess[counted]
-            table = np.bincount(cells, minlength=total.size).reshape(total.shape)
+            truth, guess = self.numbers(tile.instances), self.find(network, tile).argmax(0)
+            table = pixel_table(truth, guess, len(total))
             total += table
-            cases[f"{entry.source}/{entry.key}"] = {"dice": float(np.nanmean(_dice(table)[1:]))}
-        dice = _dice(total)
-        scores = {f"dice_{name}": float(value) for name, value in zip(self.settings.classes, dice, strict=True)}
-        iou = dice / (2 - dice)
+            cases[f"{entry.source}/{entry.key}"] = {"dice": float(dice_of(table)[1:].mean())}
+        scores = {
+            f"dice_{name}": float(value) for name, value in zip(self.settings.classes, dice_of(total), strict=True)
+        }
         return Evaluation(
             {
                 "dice": float(np.mean([one["dice"] for one in cases.values()])),
-                "iou": float(np.nanmean(iou[1:])),
+                "iou": float(iou_of(total)[1:].mean()),
                 "accuracy": float(np.trace(total) / total.sum()),
                 **scores,
             },
             cases,
+            self.settings.classes,
+            total.tolist(),
         )
 
     def draw(self, network: nn.Module, tile: Tile) -> NDArray[np.uint8]:
         assert tile.instances is not None
         truth, guess = self.numbers(tile.instances), self.find(network, tile).argmax(0)
-        differ = tile.image.copy()
-        differ[:, (truth != guess) & (truth != IGNORED)] = np.array([255, 0, 0], np.uint8)[:, None]
-        pictures = [tile.image, outlined(tile.image, np.maximum(truth, 0)), outlined(tile.image, guess), differ]
-        return np.ascontiguousarray(np.concatenate(pictures, 2).transpose(1, 2, 0))
+        return regions_picture(tile.image, truth, guess)
 
     def export(self, network: nn.Module, card: dict[str, Any], folder: Path) -> Path:
         assert isinstance(network, Regions)
@@ -171,6 +157,7 @@ class Segment:
             **self.start.architecture.card,
             "kind": KIND,
             "classes": self.settings.classes,
+            "ignore": self.settings.ignore,
             "decoder": self.settings.decoder,
             "tile_size": self.tile_size,
             "mean": list(network.mean),
@@ -201,9 +188,3 @@ def find_regions(network: Regions, image: NDArray[np.uint8], tile: int, step: fl
     apart = window // 2 if overlap is None else window - round(overlap * step)
     bands = list(blend(at_side(look, side), image, Grid(window, apart), max(1, PIXELS // side**2)))
     return np.concatenate([band for _, band in bands], 1)
-
-
-def _dice(table: NDArray[np.integer]) -> NDArray[np.float64]:
-    """2 |A ∩ B| / (|A| + |B|) of each class, of a table of true and found pixels; 1 where a class is in neither."""
-    total = table.sum(0) + table.sum(1)
-    return np.where(total > 0, 2 * np.diag(table) / np.maximum(total, 1), 1.0)

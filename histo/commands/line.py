@@ -15,6 +15,7 @@ VERBS = {
     "layout": ("fit the layout prior, masks drawn without tissue, to given instance maps", "layout:main"),
     "check": ("look at a folder of tiles: what it is, what is wrong with it, and what to do", "check:main"),
     "encoder": ("convert encoder files from and to other libraries, show one, or compare two", "encoder:main"),
+    "compare": ("what encoders reach with how many labels, from finished downstream runs", "compare:main"),
     "datasets": ("list published data sets that open by name, or check one", "datasets:main"),
     "doctor": ("say whether this machine is ready, how fast it will be, and what is missing", "doctor:main"),
 }

@@ -22,6 +22,7 @@ CHART_STYLE = (
     ".chart text { fill: var(--quiet); } .chart .name { fill: var(--c); font-weight: 600; }\n"
     ".chart .grid { stroke: var(--rule); } .chart .axis { stroke: var(--quiet); }\n"
     ".chart .curve { fill: none; stroke: var(--c); stroke-width: 2; stroke-linejoin: round; stroke-linecap: round; }\n"
+    ".chart .band { fill: var(--c); fill-opacity: 0.14; stroke: none; }\n"
     ".chart .dot { fill: var(--c); } .chart .lead { stroke: var(--c); stroke-opacity: 0.45; fill: none; }\n"
     + "".join(f".c{k} {{ --c: {colour}; }} " for k, colour in enumerate(_LIGHT))
     + "\n@media (prefers-color-scheme: dark) { "
@@ -30,25 +31,44 @@ CHART_STYLE = (
 )
 
 
-def line_chart(title: str, series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_label: str) -> str:
+def line_chart(
+    title: str,
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    x_label: str,
+    bands: Mapping[str, tuple[Sequence[float], Sequence[float], Sequence[float]]] | None = None,
+    *,
+    doublings: bool = False,
+) -> str:
     """Draw named curves with axes, ticks and a name at the end of each.
 
     Args:
         title: what is shown, for readers who do not see the picture.
         series: name → (x values, y values) of equal length; values that are not finite leave a gap.
         x_label: what x counts, may be empty.
+        bands: name of a curve → (x values, lower ends, upper ends) of what is shaded around it.
+        doublings: x, above 0, on a logarithmic axis, with a tick at every value and a dot at every point.
 
     Returns:
         An `<svg>` element, every text escaped. Curves of very many points keep their peaks but not every point.
     """
     runs = {name: _unbroken(xs, ys) for name, (xs, ys) in series.items()}
     points = [point for parts in runs.values() for part in parts for point in part]
-    xs_ticks, ys_ticks = (_ticks([point[axis] for point in points], most) for axis, most in ((0, 6), (1, 5)))
+    shaded = {
+        name: [_unbroken(xs, ends) for ends in (lows, highs)] for name, (xs, lows, highs) in (bands or {}).items()
+    }
+    everything = points + [point for ends in shaded.values() for parts in ends for part in parts for point in part]
+    xs_ticks, ys_ticks = (_ticks([point[axis] for point in everything], most) for axis, most in ((0, 6), (1, 5)))
+    if doublings and points:
+        xs_ticks = _spaced(sorted({point[0] for point in points}))
+
+    def along(x: float) -> float:
+        return math.log(x) if doublings and points else x
 
     def place(point: Point) -> Point:
-        (x0, x1), (y0, y1) = (xs_ticks[0], xs_ticks[-1]), (ys_ticks[0], ys_ticks[-1])
+        (x0, x1), (y0, y1) = (along(xs_ticks[0]), along(xs_ticks[-1])), (ys_ticks[0], ys_ticks[-1])
+        share = (along(point[0]) - x0) / (x1 - x0) if x1 > x0 else 0.5
         return (
-            _LEFT + (_RIGHT - _LEFT) * (point[0] - x0) / (x1 - x0),
+            _LEFT + (_RIGHT - _LEFT) * share,
             _BOTTOM - (_BOTTOM - _TOP) * (point[1] - y0) / (y1 - y0),
         )
 
@@ -60,8 +80,13 @@ def line_chart(title: str, series: Mapping[str, tuple[Sequence[float], Sequence[
     ends = {}
     for k, (name, parts) in enumerate(runs.items()):
         colour = f"c{k % len(_LIGHT)}"
+        if name in shaded:
+            for lower, upper in zip(*shaded[name], strict=True):
+                drawn.append(_band([place(point) for point in [*lower, *upper[::-1]]], colour))
         placed = [[place(point) for point in part] for part in parts]
         drawn.extend(_curve(part, colour) for part in placed)
+        if doublings:
+            drawn.extend(_curve([point], colour) for part in placed for point in part)
         ends[name] = (colour, placed[-1][-1] if placed else None)
     labels, height = _labels(ends)
     return (
@@ -139,6 +164,33 @@ def _curve(part: list[Point], colour: str) -> str:
         return f'<circle class="dot {colour}" cx="{part[0][0]:.1f}" cy="{part[0][1]:.1f}" r="3.5"/>'
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in part)
     return f'<polyline class="curve {colour}" points="{path}"/>'
+
+
+def _band(outline: list[Point], colour: str) -> str:
+    if len(outline) == 2:  # of one point
+        (x, low), (_, high) = outline
+        return f'<line class="lead {colour}" x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>'
+    return f'<polygon class="band {colour}" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in outline)}"/>'
+
+
+def _spaced(values: list[float]) -> list[float]:
+    """Those of rising values above 0 that stand far enough from one another on a logarithmic axis; the last stays."""
+    reach = math.log(values[-1] / values[0]) or 1.0
+    kept = [values[0]]
+    for value in values[1:]:
+        if math.log(value / kept[-1]) > 0.05 * reach:
+            kept.append(value)
+        elif value == values[-1]:
+            kept[-1] = value
+    return kept
+
+
+def standalone(chart: str) -> str:
+    """A chart as an SVG file, with the style that a page would give it, in light colours."""
+    variables = ":root { --panel: #ffffff; --quiet: #6d6777; --rule: #e2dde6; }"
+    style = f"{variables} text {{ font-family: sans-serif; }} {CHART_STYLE.partition('@media')[0]}"
+    head, _, body = chart.partition(">")
+    return f'{head} xmlns="http://www.w3.org/2000/svg"><style>{style}</style>{body}\n'
 
 
 def _labels(ends: Mapping[str, tuple[str, Point | None]]) -> tuple[list[str], float]:

@@ -136,8 +136,32 @@ class Report:
 
         Values that are not finite leave a gap; a curve without any finite value is listed as having no values.
         """
-        chart = line_chart(title, series, x_label)
+        self.chart(title, line_chart(title, series, x_label))
+
+    def chart(self, title: str, chart: str) -> None:
+        """A chart that `histo.running.charts` drew, under its title."""
         self._parts.append(f'<figure><figcaption class="above">{escape(title)}</figcaption>{chart}</figure>')
+
+    def matrix(self, names: Sequence[str], counts: Sequence[Sequence[int]], caption: str = "") -> None:
+        """A confusion matrix: true classes in rows, found ones in columns, darker the larger a row's share.
+
+        Raises:
+            ValueError: counts that are not a square of the names' length.
+        """
+        if len(counts) != len(names) or any(len(row) != len(names) for row in counts):
+            raise ValueError(f"{len(names)} names need as many rows and columns of counts")
+        head = "".join(f'<th class="number">{escape(name)}</th>' for name in names)
+        body = ""
+        for name, row in zip(names, counts, strict=True):
+            total = max(sum(row), 1)
+            cells = "".join(
+                f'<td class="number" style="background: color-mix(in srgb, var(--accent) {60 * count / total:.0f}%, '
+                f'transparent)">{escape(_shown(count))}<br><small>{count / total:.0%}</small></td>'
+                for count in row
+            )
+            body += f"<tr><th>{escape(name)}</th>{cells}</tr>"
+        table = f"<table><thead><tr><th>true ↓ found →</th>{head}</tr></thead><tbody>{body}</tbody></table>"
+        self._parts.append(f'<figure><div class="wide">{table}</div>{_caption(caption)}</figure>')
 
     def save(self, path: Path) -> None:
         """Write the page; a reader sees the old file or the new one, never a part.

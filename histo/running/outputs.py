@@ -1,17 +1,24 @@
-"""The folder of a job over many files: what was asked for is noted in it, so that the same call can go on later."""
+"""The folder of a job over many files: what was asked for is noted in it, so that the same call can go on later.
+
+`make_all` makes a product's items in it, by one process or several.
+"""
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+
+from tqdm import tqdm
 
 from histo.errors import InputError, writing
 from histo.files import written_whole
 from histo.running import processes
 from histo.running.locks import LOCK, FolderLock
+from histo.tiles import TileEntry
 
 TABLE = "tiles.csv"
 FORMAT = 1
@@ -144,6 +151,80 @@ class OutputFolder:
         }
         with writing(self.path), written_whole(self.path / self.layout.note) as file:
             file.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+class Product(Protocol):
+    """What a job makes, item by item; paths are relative to the output folder.
+
+    An item is finished when all of its files are there, and each of them is there whole or not at all.
+    """
+
+    def __len__(self) -> int: ...
+
+    def files(self, index: int, /) -> list[Path]:
+        """All files of an item."""
+        ...
+
+    def make(self, index: int, folder: Path, /) -> None:
+        """Write an item's files."""
+        ...
+
+    def describe(self) -> str:
+        """One line for people."""
+        ...
+
+
+def make_all(product: Product, output: OutputFolder, on_bad: str, conclude: Callable[[list[int]], None]) -> None:
+    """Make what is missing, each process its share; the first one then calls `conclude` with the items that are there.
+
+    Args:
+        on_bad: "error" stops at an item that cannot be made; "skip" says why and goes on.
+
+    Raises:
+        InputError: see `on_bad`; no item at all could be made, or the folder cannot be written.
+    """
+    state = processes.state()
+    mine = range(state.process_index, len(product), state.num_processes)
+    with processes.together():
+        with writing(output.path):
+            for name in {file.parts[0] for file in product.files(0)} & set(output.layout.folders):
+                (output.path / name).mkdir(exist_ok=True)
+        missing = [index for index in mine if not _is_made(product, output.path, index)]
+        for index in tqdm(missing, desc="making", unit="image", disable=None if state.is_main_process else True):
+            try:
+                product.make(index, output.path)
+            except InputError as error:
+                if on_bad == "error":
+                    raise
+                print(f"skipped: {error}", file=sys.stderr, flush=True)
+    with processes.together():
+        if state.is_main_process:
+            made = [index for index in range(len(product)) if _is_made(product, output.path, index)]
+            if not made:
+                raise InputError(f"None of the {len(product)} inputs could be used; the reasons are above.")
+            conclude(made)
+            output.finish(made=len(made), skipped=len(product) - len(made))
+            print(f"{product.describe()}\n{len(made)} of {len(product)} made: {output.path}")
+
+
+def result_names(entries: Sequence[TileEntry]) -> list[str]:
+    """What the results of tiles are called: their keys without suffix, sub-folders kept.
+
+    Raises:
+        InputError: a name that leads out of the output folder, or two tiles of one name.
+    """
+    names = [PurePosixPath(entry.key).with_suffix("").as_posix() for entry in entries]
+    for name in names:
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise InputError(f"The tile {name!r} would be written outside --out; rename it.")
+    if len(set(names)) < len(names):
+        twice = next(name for k, name in enumerate(names) if name in names[:k])
+        raise InputError(f"Two tiles are called {twice} but for the suffix, and so would be their results; rename one.")
+    return names
+
+
+def _is_made(product: Product, folder: Path, index: int) -> bool:
+    return all((folder / file).is_file() for file in product.files(index))
 
 
 def _short(value: Any) -> str:

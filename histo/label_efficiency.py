@@ -1,0 +1,315 @@
+"""Finished downstream runs side by side: what each encoder reaches with how many labels, and which differences hold.
+
+Runs are read from what they wrote (metrics.json of the run and of each of its seeds), not from the package that did.
+"""
+
+import json
+import statistics
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from histo.bootstrap import mean_interval
+from histo.errors import InputError
+from histo.permutation import holm, sign_flip_test
+from histo.running.configs import read_config
+
+NAME = "metrics.json"
+CHOSEN = {"instances": "aji", "segment": "dice"}  # of runs that do not say; else balanced_accuracy
+_FREE = ("encoder", "seeds", "run", "features", "data.label_fraction", "data.label_images")  # what may differ
+_IDLE = ("data.workers", "data.cache_mb", "train.save_every", "train.log_every", "train.look_every")
+
+Encoder = tuple[str, str | None, bool | None]
+"""Source, architecture, and whether it was frozen; None where results of old do not say."""
+
+
+@dataclass
+class Run:
+    """A finished run.
+
+    Attributes:
+        encoder: what it began from.
+        labels: tiles whose labels it used, mean over its folds.
+        by_seed: scores of each seed.
+        cases: of each seed the scores of every test tile.
+        patients: of each test tile; its key where unknown.
+        settings: flat names with values, without those that may differ between runs that are compared.
+    """
+
+    path: Path
+    task: str
+    chosen: str
+    encoder: Encoder
+    labels: int
+    by_seed: dict[int, dict[str, float]]
+    cases: dict[int, dict[str, dict[str, float]]]
+    patients: dict[str, Hashable]
+    settings: dict[str, Any]
+
+
+@dataclass
+class Point:
+    """What an encoder reaches with a number of labels.
+
+    Attributes:
+        values: of each seed.
+        cases: float [N], mean over seeds of each test tile in the order of their keys; None where the score is no mean
+            over tiles.
+        interval: 95 % bootstrap interval by patient.
+    """
+
+    values: dict[int, float]
+    cases: NDArray[np.float64] | None
+    interval: tuple[float, float] | None
+
+    @property
+    def mean(self) -> float:
+        """Over seeds."""
+        return statistics.fmean(self.values.values())
+
+    @property
+    def sd(self) -> float | None:
+        """Over seeds; None of one."""
+        return statistics.stdev(self.values.values()) if len(self.values) > 1 else None
+
+
+@dataclass
+class PairedTest:
+    """Two encoders at one number of labels: mean difference one - other, p, and p corrected for all tests."""
+
+    labels: int
+    one: str
+    other: str
+    difference: float
+    p: float
+    corrected: float
+
+
+@dataclass
+class Comparison:
+    """Runs compared by one score.
+
+    Attributes:
+        points: by encoder and number of labels.
+        tests: of every two encoders with the same number of labels.
+        tiles, patients: how many test tiles, and patients of them (or tiles of unknown patient).
+        notes: what readers must know.
+    """
+
+    task: str
+    metric: str
+    points: dict[str, dict[int, Point]]
+    tests: list[PairedTest]
+    tiles: int
+    patients: int
+    notes: list[str] = field(default_factory=list)
+
+
+def read_run(path: Path) -> Run:
+    """What a finished run of downstream/train.py came to.
+
+    Raises:
+        InputError: no such run, an unfinished one, or a damaged file.
+    """
+    whole = _read(path / NAME)
+    files = sorted(path.glob(f"seed*/{NAME}"))
+    try:
+        parts = [_read(file) for file in files]
+        facts = whole["facts"]
+        by_seed = {int(seed): scores for seed, scores in whole["by_seed"].items()}
+        cases: dict[int, dict[str, dict[str, float]]] = {seed: {} for seed in by_seed}
+        patients: dict[str, Hashable] = {}
+        for part in parts:
+            if part["seed"] in cases:
+                cases[part["seed"]] |= part["cases"]
+                patients |= {key: one or key for key, one in zip(part["cases"], part["patients"], strict=True)}
+        encoder = whole.get("encoder") or {}
+        # Results of old say it only to people: "8 of 22 training tiles".
+        labels = [part.get("labels") or int(part["facts"]["labels used"].split()[0]) for part in parts]
+        task = str(whole["task"])
+        return Run(
+            path,
+            task,
+            str(whole.get("chosen") or CHOSEN.get(task, "balanced_accuracy")),
+            (str(facts["encoder"]), encoder.get("architecture"), encoder.get("frozen")),
+            round(statistics.fmean(labels)),
+            by_seed,
+            cases,
+            patients,
+            _settings(path / "config.yaml"),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{path / NAME} is damaged ({error!r}); run its training again, which is quick now."
+        ) from error
+
+
+def compare_runs(runs: list[Run], metric: str | None = None) -> Comparison:
+    """Group runs by encoder and number of labels, and test every two encoders that have the same number.
+
+    Args:
+        metric: a score of the runs; None takes the one that the task chooses by.
+
+    Raises:
+        InputError: runs that are not comparable, or no such score.
+    """
+    first = runs[0]
+    for run in runs[1:]:
+        _refuse_incomparable(first, run)
+    name = metric or first.chosen
+    for run in runs:
+        if any(name not in scores for scores in run.by_seed.values()):
+            known = ", ".join(next(iter(run.by_seed.values())))
+            raise InputError(f"{run.path} has no score {name!r}; give one of {known} as --metric.")
+    keys = sorted(first.patients)
+    patients = [first.patients[key] for key in keys]
+    names = encoder_names([run.encoder for run in runs])
+    grouped: dict[str, dict[int, list[Run]]] = {}
+    for run in runs:
+        grouped.setdefault(names[run.encoder], {}).setdefault(run.labels, []).append(run)
+    points = {
+        encoder: {labels: _point(some, name, keys, patients) for labels, some in sorted(of_encoder.items())}
+        for encoder, of_encoder in grouped.items()
+    }
+    tests = _tests(points, patients)
+    return Comparison(first.task, name, points, tests, len(keys), len(set(patients)), _notes(runs, points, name))
+
+
+def encoder_names(
+    encoders: list[tuple[str, str | None, bool | None]],
+) -> dict[tuple[str, str | None, bool | None], str]:
+    """The shortest names that tell encoders apart: the ends of their paths, then architecture and whether frozen."""
+    different = list(dict.fromkeys(encoders))
+    bare = {one: _parts(one[0]) for one in different}
+    sources = set(bare.values())
+
+    def end(parts: tuple[str, ...]) -> str:
+        for length in range(1, len(parts) + 1):
+            if sum(other[-length:] == parts[-length:] for other in sources) == 1:
+                return "/".join(parts[-length:])
+        return "/".join(parts)
+
+    names = {}
+    for one in different:
+        _, architecture, frozen = one
+        name = f"random {architecture or ''}".strip() if one[0] == "none" else end(bare[one])
+        alike = [other for other in different if bare[other] == bare[one] and other != one]
+        if one[0] != "none" and any(other[1] != architecture for other in alike):
+            name += f" ({architecture})"
+        if any(other[2] != frozen for other in alike):
+            name += " frozen" if frozen else " fine-tuned"
+        names[one] = name
+    return names
+
+
+def _parts(source: str) -> tuple[str, ...]:
+    """A source's path without what all runs have in common."""
+    parts = PurePath(source).parts
+    if parts[-1:] == ("encoder.safetensors",):
+        parts = parts[:-1]
+    return (parts[:-1] if parts[-1:] == ("export",) else parts) or (source,)
+
+
+def _point(runs: list[Run], metric: str, keys: list[str], patients: list[Hashable]) -> Point:
+    values: dict[int, float] = {}
+    owner: dict[int, Path] = {}
+    rows = []
+    for run in runs:
+        for seed, scores in run.by_seed.items():
+            if seed in values:
+                raise InputError(
+                    f"{owner[seed]} and {run.path} are of the same encoder, {run.labels} labels and seed {seed}; name "
+                    "one of them."
+                )
+            values[seed], owner[seed] = scores[metric], run.path
+            rows.append([run.cases[seed].get(key, {}).get(metric, np.nan) for key in keys])
+    cases = np.array(rows, np.float64).mean(0)
+    if np.isnan(cases).any():
+        return Point(values, None, None)
+    low, high = mean_interval(cases[:, None], patients)
+    return Point(values, cases, (float(low[0]), float(high[0])))
+
+
+def _tests(points: dict[str, dict[int, Point]], patients: list[Hashable]) -> list[PairedTest]:
+    tests = []
+    for labels in sorted({labels for of_encoder in points.values() for labels in of_encoder}):
+        having = [(name, of_encoder[labels]) for name, of_encoder in points.items() if labels in of_encoder]
+        for (one, mine), (other, theirs) in combinations(having, 2):
+            if mine.cases is not None and theirs.cases is not None:
+                differences = mine.cases - theirs.cases
+                p = sign_flip_test(differences, patients)
+                tests.append(PairedTest(labels, one, other, float(differences.mean()), p, p))
+    for test, corrected in zip(tests, holm([test.p for test in tests]), strict=True):
+        test.corrected = corrected
+    return tests
+
+
+def _notes(runs: list[Run], points: dict[str, dict[int, Point]], metric: str) -> list[str]:
+    notes = []
+    names = {name for run in runs for name in run.settings}
+    for name in sorted(names):
+        values = list(dict.fromkeys(str(run.settings.get(name)) for run in runs))
+        if len(values) > 1:
+            notes.append(f"The runs differ in {name} ({', '.join(values)[:120]}), beside encoder and labels.")
+    for labels in sorted({labels for of_encoder in points.values() for labels in of_encoder}):
+        seeds = {name: sorted(one[labels].values) for name, one in points.items() if labels in one}
+        if len(set(map(tuple, seeds.values()))) > 1:
+            said = "; ".join(f"{name} {some}" for name, some in seeds.items())
+            notes.append(f"With {labels} labels the seeds differ ({said}), and so may the labels that were used.")
+    if any(point.cases is None for of_encoder in points.values() for point in of_encoder.values()):
+        notes.append(f"{metric} is no mean over test tiles, so there are neither intervals nor tests of it.")
+    return notes
+
+
+def _refuse_incomparable(first: Run, run: Run) -> None:
+    if run.task != first.task:
+        raise InputError(f"{first.path} is of task {first.task}, {run.path} of {run.task}; compare runs of one task.")
+    if run.patients.keys() != first.patients.keys():
+        common = len(run.patients.keys() & first.patients.keys())
+        other = sorted(run.patients.keys() ^ first.patients.keys())[0]
+        raise InputError(
+            f"{run.path} was scored on {len(run.patients)} tiles and {first.path} on {len(first.patients)}, of which "
+            f"{common} are the same and {other} is not; compare runs that were scored on the same tiles."
+        )
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """Settings that shape a run, by flat names; none where the file is missing."""
+    if not path.is_file():
+        return {}
+    flat: dict[str, Any] = {}
+
+    def walk(node: dict[str, Any], prefix: str) -> None:
+        for key, value in node.items():
+            name = f"{prefix}{key}"
+            if name in _FREE or name in _IDLE:
+                continue
+            if isinstance(value, dict):
+                walk(value, f"{name}.")
+            else:
+                flat[name] = value
+
+    try:
+        content = read_config(path) or {}
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); check its permissions.") from error
+    if isinstance(content, dict):
+        walk(content, "")
+    return flat
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise InputError(f"{path.parent} has no {path.name}; name finished runs of downstream/train.py.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise TypeError("it is no object")
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise InputError(f"{path} is damaged ({error}); run its training again.") from error
+    return content

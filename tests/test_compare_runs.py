@@ -1,0 +1,233 @@
+"""nucleate compare: curves, intervals and paired tests of runs made by hand, against slow references."""
+
+import json
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from histo.bootstrap import mean_interval
+from histo.commands.compare import main
+from histo.errors import InputError
+from histo.label_efficiency import compare_runs, encoder_names, read_run
+from histo.permutation import holm, sign_flip_test
+from histo.running.charts import line_chart
+
+KEYS = [f"set/{k}.png" for k in range(8)]
+PATIENTS = [f"set/p{k // 2}" for k in range(8)]
+
+
+def write_run(
+    folder: Path,
+    encoder: str,
+    labels: int,
+    values: dict[int, list[float]],
+    *,
+    task: str = "instances",
+    metric: str = "aji",
+    keys: list[str] = KEYS,
+    config: str = "",
+    old: bool = False,
+) -> Path:
+    """A run whose seeds have these scores of the test tiles."""
+    for seed, scores in values.items():
+        content = {
+            "format": 1,
+            "seed": seed,
+            "fold": 0,
+            "scores": {metric: float(np.mean(scores))},
+            "cases": {key: {metric: score} for key, score in zip(keys, scores, strict=True)},
+            "patients": PATIENTS[: len(keys)],
+            "facts": {"labels used": f"{labels} of 22 training tiles"},
+            **({} if old else {"labels": labels}),
+        }
+        (folder / f"seed{seed}").mkdir(parents=True)
+        (folder / f"seed{seed}" / "metrics.json").write_text(json.dumps(content))
+    whole = {
+        "format": 1,
+        "task": task,
+        "by_seed": {str(seed): {metric: float(np.mean(scores))} for seed, scores in values.items()},
+        "facts": {"encoder": encoder},
+        **({} if old else {"chosen": metric, "encoder": {"architecture": "resnet18", "frozen": False}}),
+    }
+    (folder / "metrics.json").write_text(json.dumps(whole))
+    (folder / "config.yaml").write_text(config or "train:\n  images: 100\n")
+    return folder
+
+
+def drawn(seed: int, mean: float) -> list[float]:
+    return (mean + 0.05 * np.random.default_rng(seed).standard_normal(8)).tolist()
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Path]:
+    """Two encoders with 1, 4 and 22 labels, two seeds each."""
+    made = []
+    for encoder, better in (("none", 0.0), ("runs/dino/export/encoder.safetensors", 0.1)):
+        for labels in (1, 4, 22):
+            values = {seed: drawn(100 * labels + seed, 0.3 + 0.02 * labels**0.5 + better) for seed in (0, 1)}
+            made.append(write_run(tmp_path / f"{len(made)}", encoder, labels, values))
+    return made
+
+
+def test_points_are_those_of_the_runs(runs: list[Path]) -> None:
+    found = compare_runs([read_run(path) for path in runs])
+    assert (found.metric, found.tiles, found.patients) == ("aji", 8, 4)
+    assert {name: list(points) for name, points in found.points.items()} == {
+        "random resnet18": [1, 4, 22],
+        "dino": [1, 4, 22],
+    }
+    point = found.points["dino"][4]
+    seeds = [np.array(drawn(400 + seed, 0.3 + 0.02 * 2 + 0.1)) for seed in (0, 1)]
+    assert point.mean == pytest.approx(np.mean(seeds))
+    assert point.sd == pytest.approx(np.std([one.mean() for one in seeds], ddof=1))
+    low, high = mean_interval(np.mean(seeds, 0)[:, None], PATIENTS)
+    assert point.interval == (pytest.approx(low[0]), pytest.approx(high[0]))
+
+
+def test_tests_are_paired_by_tile_and_flip_patients(runs: list[Path]) -> None:
+    found = compare_runs([read_run(path) for path in runs])
+    assert [(test.labels, test.one, test.other) for test in found.tests] == [
+        (labels, "random resnet18", "dino") for labels in (1, 4, 22)
+    ]
+    for test in found.tests:
+        assert test.difference == pytest.approx(-0.1)
+        assert test.p == pytest.approx(2 / 2**4)  # all four patients agree, and no p of four can be lower
+        assert test.corrected == pytest.approx(3 * test.p)
+
+
+def test_sign_flips_against_a_slow_count() -> None:
+    generator = np.random.default_rng(0)
+    differences, groups = generator.standard_normal(15) + 0.4, [f"p{k % 6}" for k in range(15)]
+    sums = [differences[[k for k in range(15) if k % 6 == patient]].sum() for patient in range(6)]
+    far = [abs(sum(s * v for s, v in zip(signs, sums, strict=True))) for signs in product((1, -1), repeat=6)]
+    slow = np.mean([one >= abs(sum(sums)) - 1e-12 for one in far])
+    assert 0.05 < slow < 0.9
+    assert sign_flip_test(differences, groups) == pytest.approx(slow)
+    single = sign_flip_test(differences, list(range(15)))  # random flips of 15 clusters beside all of them
+    patterns = np.array(list(product((1, -1), repeat=15))) @ differences
+    assert single == pytest.approx(np.mean(np.abs(patterns) >= abs(differences.sum()) - 1e-12), abs=0.02)
+    assert sign_flip_test(np.zeros(5), range(5)) == 1
+
+
+def test_p_is_even_where_nothing_differs() -> None:
+    """At most 5 % below 0.05 without a difference, though tiles of a patient are alike."""
+    generator = np.random.default_rng(1)
+    low = 0
+    for _ in range(400):
+        patient = generator.standard_normal(8)
+        differences = np.repeat(patient, 4) + 0.1 * generator.standard_normal(32)
+        low += sign_flip_test(differences, np.repeat(np.arange(8), 4).tolist()) < 0.05
+    assert low <= 400 * 0.05 + 3 * np.sqrt(400 * 0.05 * 0.95)
+
+
+def test_holm_by_hand() -> None:
+    """0.01·3, 0.02·2, 0.03·1 is raised to the one before; the order of the input stays."""
+    assert holm([0.03, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
+    assert holm([0.6, 0.7]) == [1, 1]
+
+
+def test_the_command_writes_what_people_read(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*map(str, runs), "--out", str(tmp_path / "out")]) == 0
+    text = (tmp_path / "out" / "comparison.md").read_text()
+    assert text.count("| dino |") == 3
+    assert "| 22 | random resnet18 − dino | -0.100 | 0.12 | 0.38 |" in text
+    assert "sign patterns" in text
+    assert text in capsys.readouterr().out
+    page = (tmp_path / "out" / "comparison.html").read_text()
+    assert page.count('class="band') == 2
+    assert page.count('class="dot') == 6
+    assert (tmp_path / "out" / "comparison.svg").read_text().startswith('<svg class="chart"')
+
+
+def test_results_of_old_are_read(runs: list[Path], tmp_path: Path) -> None:
+    one = write_run(tmp_path / "old", "timm:resnet18", 4, {0: drawn(0, 0.5), 1: drawn(1, 0.5)}, old=True)
+    found = compare_runs([read_run(runs[1]), read_run(one)])
+    assert list(found.points) == ["random resnet18", "timm:resnet18"]
+    assert list(found.points["timm:resnet18"]) == [4]
+
+
+def test_what_else_differs_is_told(runs: list[Path], tmp_path: Path) -> None:
+    other = write_run(
+        tmp_path / "other", "timm:resnet18", 4, {0: drawn(0, 0.5), 2: drawn(1, 0.5)}, config="train:\n  images: 200\n"
+    )
+    notes = compare_runs([read_run(runs[1]), read_run(other)]).notes
+    assert "The runs differ in train.images (100, 200), beside encoder and labels." in notes
+    assert any("With 4 labels the seeds differ" in note for note in notes)
+
+
+def test_a_score_that_is_no_mean_has_no_test(tmp_path: Path) -> None:
+    made = [write_run(tmp_path / name, name, 4, {0: drawn(0, 0.5)}, metric="auroc") for name in ("a", "b")]
+    for path in made:
+        file = path / "seed0" / "metrics.json"
+        content = json.loads(file.read_text())
+        content["cases"] = {key: {"accuracy": 1.0} for key in KEYS}
+        file.write_text(json.dumps(content))
+    found = compare_runs([read_run(path) for path in made])
+    assert not found.tests
+    assert found.points["a"][4].interval is None
+    assert "auroc is no mean over test tiles, so there are neither intervals nor tests of it." in found.notes
+
+
+def test_names_are_short_and_tell_encoders_apart() -> None:
+    sources = [
+        ("none", "resnet18", False),
+        ("none", "resnet50", False),
+        ("runs/a/export/encoder.safetensors", "resnet18", False),
+        ("runs/b/export/encoder.safetensors", "resnet18", False),
+        ("old/b/export/encoder.safetensors", "resnet18", True),
+        ("old/b/export/encoder.safetensors", "resnet18", False),
+    ]
+    named = encoder_names(sources)  # type: ignore[arg-type]
+    assert list(named.values()) == [
+        "random resnet18",
+        "random resnet50",
+        "a",
+        "runs/b",
+        "old/b frozen",
+        "old/b fine-tuned",
+    ]
+
+
+@pytest.mark.parametrize("change", ["task", "tiles", "metric", "twice", "seed", "one", "none", "damaged"])
+def test_refusals(runs: list[Path], tmp_path: Path, change: str) -> None:
+    arguments, words = [str(runs[0]), str(runs[3])], ""
+    if change == "task":
+        arguments[1] = str(write_run(tmp_path / "x", "a", 1, {0: drawn(0, 0.5)}, task="segment"))
+        words = "is of task instances, .* of segment; compare runs of one task"
+    elif change == "tiles":
+        arguments[1] = str(write_run(tmp_path / "x", "a", 1, {0: drawn(0, 0.5)[:6]}, keys=KEYS[:6]))
+        words = "scored on 6 tiles and .* on 8, of which 6 are the same and set/6.png is not"
+    elif change == "metric":
+        arguments += ["--metric", "dice"]
+        words = "has no score 'dice'; give one of aji as --metric"
+    elif change == "twice":
+        arguments[1] = arguments[0]
+        words = "names a run twice"
+    elif change == "seed":
+        arguments[1] = str(write_run(tmp_path / "x", "none", 1, {1: drawn(0, 0.5)}))
+        words = "are of the same encoder, 1 labels and seed 1"
+    elif change == "one":
+        arguments = arguments[:1]
+        words = "is one run, expected two or more"
+    elif change == "none":
+        arguments[1] = str(tmp_path)
+        words = "has no metrics.json; name finished runs"
+    else:
+        (runs[0] / "metrics.json").write_text("{")
+        words = "metrics.json is damaged"
+    with pytest.raises(InputError, match=words):
+        main([*arguments, "--out", str(tmp_path / "out")])
+
+
+def test_a_logarithmic_axis_places_doublings_evenly() -> None:
+    chart = line_chart(
+        "t", {"a": ([1, 2, 4], [0, 1, 2])}, "x", {"a": ([1, 2, 4], [0, 0, 1], [1, 2, 3])}, doublings=True
+    )
+    dots = [float(part.split('"')[0]) for part in chart.split('cx="')[1:]]
+    assert len(dots) == 3
+    assert dots[1] - dots[0] == pytest.approx(dots[2] - dots[1], abs=0.2)
+    assert chart.count("<polygon") == 1
