@@ -17,6 +17,7 @@ from downstream.task import Evaluation
 from histo.bootstrap import mean_interval
 from histo.encoders.files import libraries, write_text
 from histo.errors import InputError
+from histo.images import read_image
 from histo.revision import revision
 from histo.running.report import Report
 from histo.running.runs import RunFolder
@@ -95,7 +96,7 @@ def summarise(recipe: Recipe, run: RunFolder, results: list[Result]) -> str:
     of_seed: dict[int, list[Result]] = defaultdict(list)
     for result in results:
         of_seed[result.seed].append(result)
-    names = list(results[0].scores)
+    names = [name for name in results[0].scores if all(name in one.scores for one in results)]
     by_seed = {
         seed: {name: statistics.fmean(one.scores[name] for one in some) for name in names}
         for seed, some in of_seed.items()
@@ -156,10 +157,14 @@ def _report(recipe: Recipe, run: RunFolder, results: list[Result], rows: dict[st
     caption = f"Mean and standard deviation over the seeds {recipe.seeds}; bootstrap interval by patient."
     report.table(["score", "mean", "sd", "95 % interval"], table, caption)
     if len(results) > 1:
-        names = list(results[0].scores)
+        names = list(rows)
         report.table(
             ["seed", "fold", *names], [[r.seed, r.fold + 1, *(r.scores[name] for name in names)] for r in results]
         )
+    if pictures := sorted((run.path / _folder(recipe, results[0])).glob("attention/*.png")):
+        report.heading("What the scored bags are judged by")
+        for picture in pictures:
+            report.picture(read_image(picture).transpose(1, 2, 0))
     report.heading("The course of the training")
     logs = {f"seed {r.seed}" + (f", fold {r.fold + 1}" if recipe.data.folds else ""): r for r in results}
     for prefix, title in (("loss/", "Loss"), ("validation/", "Validation part")):

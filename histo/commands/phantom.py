@@ -28,8 +28,6 @@ def main(arguments: list[str]) -> int:
 
     from histo.phantom.slides import PhantomSlides, write_slides
 
-    slides = PhantomSlides(
-        options.seed, size=options.size, mpp=options.mpp, count=options.count, tumour=options.tumour
-    )
+    slides = PhantomSlides(options.seed, size=options.size, mpp=options.mpp, count=options.count, tumour=options.tumour)
     print(f"The slides: {write_slides(slides, options.out)}")
     return 0

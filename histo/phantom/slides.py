@@ -133,9 +133,7 @@ class PhantomSlides:
         InputError: a value out of its range.
     """
 
-    def __init__(
-        self, seed: int, *, size: int = 2048, mpp: float = 0.5, count: int = 20, tumour: float = 0.06
-    ) -> None:
+    def __init__(self, seed: int, *, size: int = 2048, mpp: float = 0.5, count: int = 20, tumour: float = 0.06) -> None:
         if not 256 <= size <= 8192:
             raise InputError(f"size is {size}, expected 256 to 8192 pixels; choose a size such as 2048.")
         if not (math.isfinite(mpp) and 0.1 <= mpp <= 2):
