@@ -16,7 +16,7 @@ from histo.slides.readers import Slide
 from histo.tiles import TileSet
 
 TITLE, LEGEND = 20, 36  # rows above and below the picture; pixels
-OPACITY = 0.5
+OPACITY = 0.2, 0.7  # of no attention, under which the tissue must show, and of the greatest
 SHOWN = 8  # tiles of a contact sheet, a row
 _SIDE = 128  # of a tile there
 _ANCHORS = np.array([[40, 30, 110], [30, 130, 150], [250, 225, 50]], np.float64)  # dark to light, for any eye
@@ -52,11 +52,13 @@ def heat_map(
     """
     _, height, width = picture.shape
     highest = float(weights.max())
-    tint = colours(weights / highest if highest else weights)
+    relative = weights / highest if highest else weights
+    opacity = OPACITY[0] + (OPACITY[1] - OPACITY[0]) * relative
     shown = picture.transpose(1, 2, 0).copy()
-    for (left, top, right, bottom), colour in zip(np.rint(boxes).astype(int).tolist(), tint, strict=True):
+    tiles = zip(np.rint(boxes).astype(int).tolist(), colours(relative), opacity, strict=True)
+    for (left, top, right, bottom), colour, share in tiles:
         where = slice(max(top, 0), max(bottom, 0)), slice(max(left, 0), max(right, 0))
-        shown[where] = np.rint((1 - OPACITY) * shown[where] + OPACITY * colour)
+        shown[where] = np.rint((1 - share) * shown[where] + share * colour)
     if truth is not None:
         inner = truth.copy()
         inner[2:-2, 2:-2] &= truth[:-4, 2:-2] & truth[4:, 2:-2] & truth[2:-2, :-4] & truth[2:-2, 4:]

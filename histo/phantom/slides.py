@@ -151,23 +151,27 @@ class PhantomSlides:
         """Draw one slide; seconds, and about 60 bytes of memory a pixel."""
         position = range(self._count)[operator.index(index)]
         patient = draw_patient(self.seed, position // 2)
-        label = (NORMAL, TUMOUR)[position % 2]
-        side = self.size * self.mpp
-        generator = draws(self.seed, "phantom slide", position)
-        section = _section(generator, side)
-        planted = Union(_regions(generator, section, side, self.tumour) if label == TUMOUR else ())
-        scene = _scene(generator, patient, section, planted, side)
+        scene, planted = self.laid_out(position)
+        assert scene.tissue is not None
         shape = (self.size, self.size)
         image, _, _ = render(draws(self.seed, "phantom slide rendering", position), scene, patient, shape, self.mpp)
         return PhantomSlide(
             image=image,
-            planted=(planted.on(shape, self.mpp) > 0) & (section.on(shape, self.mpp) > 0),
+            planted=(planted.on(shape, self.mpp) > 0) & (scene.tissue.on(shape, self.mpp) > 0),
             key=f"slide_{position:04d}",
             patient=patient.name,
-            label=label,
+            label=TUMOUR if planted.parts else NORMAL,
             split=patient.split,
             mpp=self.mpp,
         )
+
+    def laid_out(self, index: int) -> tuple[Scene, Union]:
+        """What a slide shows, in µm, and the regions planted in it."""
+        side = self.size * self.mpp
+        generator = draws(self.seed, "phantom slide", index)
+        section = _section(generator, side)
+        planted = Union(_regions(generator, section, side, self.tumour) if index % 2 else ())
+        return _scene(generator, draw_patient(self.seed, index // 2), section, planted, side), planted
 
 
 def write_slides(slides: PhantomSlides, folder: Path) -> Path:
