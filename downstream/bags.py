@@ -4,6 +4,7 @@ Gated attention after Ilse, Tomczak and Welling, "Attention-based deep multiple 
 equation 9; mean, max and top-k are the baselines it is to beat.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -38,11 +39,15 @@ class BagSettings:
     """of weights"""
     dropout: float = 0.25
     """share of features left out in training"""
+    pictures: int = 4
+    """scored bags whose attention is drawn, of each class in turn"""
 
     def __post_init__(self) -> None:
         for name in ("width", "top", "epochs", "tiles"):
             if getattr(self, name) < 1:
                 raise InputError(f"mil.{name} is {getattr(self, name)}, expected 1 or more.")
+        if self.pictures < 0:
+            raise InputError(f"mil.pictures is {self.pictures}, expected 0 or more.")
         if not 0 < self.learning_rate < 10:
             raise InputError(f"mil.learning_rate is {self.learning_rate}, expected a number in (0, 10).")
         for name in ("weight_decay", "dropout"):
@@ -87,15 +92,28 @@ class BagClassifier(nn.Module):
         weights = torch.bincount(highest.indices.ravel(), minlength=len(x)).to(logits) / highest.indices.numel()
         return highest.values.mean(0), weights
 
+    def evidence(self, features: Tensor) -> Tensor:
+        """float [T, features] → float [T, C], log odds of each class against the others by one tile alone."""
+        chances = self.head((features - self.mean) / self.std).double().log_softmax(1)
+        return chances - torch.log(-torch.expm1(chances.clamp_max(-1e-12)))
+
 
 def fit(
-    bags: Sequence[Tensor], numbers: Sequence[int], classes: int, settings: BagSettings, seed: int
+    bags: Sequence[Tensor],
+    numbers: Sequence[int],
+    classes: int,
+    settings: BagSettings,
+    seed: int,
+    validation: tuple[Sequence[Tensor], Sequence[int]] | None = None,
 ) -> BagClassifier:
     """Train a bag classifier by cross-entropy, one bag a step.
+
+    With a validation part the network is that of the epoch in which the part's cross-entropy was lowest, else the last.
 
     Args:
         bags: of each, float32 [T, D] features of its tiles; numbers: their classes from 0.
         seed: of the initial weights, the order, the tiles of large bags, and dropout.
+        validation: bags and their classes.
 
     Raises:
         InputError: a bag without tiles.
@@ -111,6 +129,7 @@ def fit(
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
     )
+    lowest, kept = math.inf, None
     for epoch in range(settings.epochs):
         order = draws(seed, "bags", epoch)
         for place in order.permutation(len(bags)).tolist():
@@ -121,4 +140,19 @@ def fit(
             logits, _ = network(bag)
             F.cross_entropy(logits[None], torch.tensor([numbers[place]])).backward()
             optimizer.step()
+        if validation is not None:
+            loss = _loss(network, *validation)
+            if loss < lowest:
+                lowest, kept = loss, {name: value.clone() for name, value in network.state_dict().items()}
+    if kept is not None:
+        network.load_state_dict(kept)
     return network.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def _loss(network: BagClassifier, bags: Sequence[Tensor], numbers: Sequence[int]) -> float:
+    """The mean cross-entropy of bags, without dropout."""
+    network.eval()
+    logits = torch.stack([network(bag)[0] for bag in bags])
+    network.train()
+    return float(F.cross_entropy(logits, torch.tensor(numbers)))

@@ -16,7 +16,10 @@ from histo.encoders import digest
 from histo.errors import InputError, writing
 from histo.files import written_whole
 from histo.probes.embedding import embed, fitted
+from histo.slides.streaming import SlideEntry
 from histo.tiles import TileSet
+from histo.tiles.entries import TileEntry
+from histo.tiles.shards import ShardEntry
 
 _CHUNK = 256  # tiles read before the encoder sees them
 
@@ -35,7 +38,7 @@ def features_of(
     """Pooled features of whole tiles, resized to side x side pixels (`histo.probes.fitted`).
 
     Their file is named by the SHA-256 of all that settles them: weights, scaling, size, arithmetic, and of each tile
-    its name, file size and time of change.
+    its name, its place on a slide, and size and time of change of the file that it is read from.
 
     Args:
         encoder: without classifier, on `device`.
@@ -72,8 +75,20 @@ def features_of(
 
 def _key(encoder: nn.Module, tiles: TileSet, side: int, mean: Sequence[float], std: Sequence[float], bf16: bool) -> str:
     total = hashlib.sha256(f"{digest(encoder.state_dict())} {side} {list(mean)} {list(std)} {bf16}\n".encode())
+    states: dict[Path, tuple[int, int] | None] = {}  # thousands of tiles may lie in one file
     for entry in tiles.entries:
-        file = entry.path.stat() if entry.path.is_file() else None
-        known = (file.st_size, file.st_mtime_ns) if file else None
-        total.update(f"{entry.source} {entry.key} {known}\n".encode())
+        path, place = _lies(entry)
+        if path not in states:
+            file = path.stat() if path.is_file() else None
+            states[path] = (file.st_size, file.st_mtime_ns) if file else None
+        total.update(f"{entry.source} {entry.key} {states[path]} {place}\n".encode())
     return total.hexdigest()[:32]
+
+
+def _lies(entry: TileEntry) -> tuple[Path, str]:
+    """The file that a tile is read from, and where in it."""
+    if isinstance(entry, SlideEntry):
+        return entry.row.path, f"{entry.row.mpp} {entry.sampling} {entry.box}"
+    if isinstance(entry, ShardEntry):
+        return entry.shard, f"{entry.image_at}"
+    return entry.path, ""

@@ -1,5 +1,6 @@
 """A trained task as notebooks and `downstream/predict.py` use it: an image in, classes, regions or nuclei out."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from downstream.bag_networks import KIND as BAGS
+from downstream.bag_networks import BagNetwork, BagPrediction, TrainedBags, read_bag_network
 from downstream.tasks.classify import KIND as CLASSIFIER
 from downstream.tasks.classify import Classifier
 from downstream.tasks.segment import KIND as REGIONS
@@ -58,6 +61,9 @@ class TrainedTask:
             self.network, self.card = instance_networks.load(path)
         elif self.kind in (CLASSIFIER, REGIONS):
             self.network, self.card = _rebuilt(path, str(self.kind))
+        elif self.kind == BAGS:
+            bags = read_bag_network(path)
+            self.network, self.card = bags.network, bags.card
         else:
             raise InputError(f"{path} is of kind {self.kind!r}, expected what downstream/train.py exports; name that.")
         layout = memory_layout(self.network, self.device)
@@ -98,6 +104,9 @@ class TrainedTask:
             return self._predicted(channels_first(image), mpp)
 
     def _predicted(self, levels: NDArray[np.uint8], mpp: float | None) -> Prediction:
+        if self.kind == BAGS:
+            bag = self.bags.of_image(levels)
+            return Prediction(bag.label, bag.probabilities)
         side = int(self.card["tile_size"])
         step = step_to(self.card.get("mpp"), mpp, "The image") if mpp is not None else 1.0
         if self.kind == CLASSIFIER:
@@ -112,6 +121,25 @@ class TrainedTask:
         flips = bool(self.card.get("flips"))
         instances, types = instance_networks.find_nuclei(self.network, levels, side, flips=flips, step=step)
         return Prediction(instances=instances, types=types)
+
+    @property
+    def bags(self) -> TrainedBags:
+        """What a classifier of bags says of them, their tiles and where it looked.
+
+        Raises:
+            InputError: another task.
+        """
+        if not isinstance(self.network, BagNetwork):
+            raise InputError(f"{self.path} is of kind {self.kind!r}, expected {BAGS!r}, as --task mil exports it.")
+        return TrainedBags(self.network, self.card)
+
+    def predict_bag(self, tiles: Sequence[NDArray[Any]]) -> BagPrediction:
+        """What task mil says of a bag of tiles, uint8 RGB each; see `downstream.bag_networks.TrainedBags.of_tiles`."""
+        return self.bags.of_tiles(tiles)
+
+    def predict_slide(self, path: str | Path, mpp: float | None = None) -> BagPrediction:
+        """What task mil says of a slide; see `downstream.bag_networks.TrainedBags.of_slide`."""
+        return self.bags.of_slide(Path(path), mpp)
 
 
 def open_task(path: Path, device: torch.device | None = None) -> TrainedTask:

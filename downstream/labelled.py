@@ -118,19 +118,59 @@ def open_labelled(settings: DataSettings, needs: Needs, seed: int, fold: int = 0
         fold: the one that is scored, where there are folds.
 
     Raises:
-        InputError: no tiles, or some without a label or a mask; a split without tiles; a patient in two parts; a class
-            that a part lacks.
+        InputError: as `open_needed` and `divided`.
+    """
+    tiles, labels = open_needed(settings, needs)
+    return divided(settings, tiles, labels, seed, fold, extra=_open_extra(settings, needs))
+
+
+def open_needed(settings: DataSettings, needs: Needs, size: int = 256) -> tuple[TileSet, list[str] | None]:
+    """Open tiles that have what is needed.
+
+    Args:
+        needs: what each must have: a label, or a mask.
+        size: side of the tiles that slides are cut into; pixels.
+
+    Returns:
+        The tiles, and the class of each; None where masks are needed.
+
+    Raises:
+        InputError: no tiles, or some without a label or a mask.
     """
     if settings.tiles is None:
         raise InputError("data.tiles is not given, expected labelled tiles; name a folder, or NAME:PATH of a set.")
-    tiles = open_tiles(settings.tiles, mpp=settings.mpp, on_bad=settings.on_bad, cache_mb=settings.cache_mb)
+    tiles = open_tiles(settings.tiles, mpp=settings.mpp, on_bad=settings.on_bad, cache_mb=settings.cache_mb, size=size)
     entries = list(tiles.entries)
     _refuse_bare(entries, needs)
-    extra = _open_extra(settings, needs)
+    if needs == "mask":
+        return tiles, None
+    return tiles, grouped([str(entry.label) for entry in entries], read_groups(settings.group), str(settings.tiles))
+
+
+def divided(
+    settings: DataSettings,
+    tiles: TileSet,
+    labels: list[str] | None,
+    seed: int,
+    fold: int,
+    noun: str = "tile",
+    extra: TileSet | None = None,
+) -> Labelled:
+    """Divide tiles by patient, and keep the labels that may be used.
+
+    Args:
+        tiles: or whatever has the same facts, such as one entry for each slide.
+        labels: class of each; None where masks are needed.
+        seed: of folds, of the validation part, and of the labels that are used.
+        fold: the one that is scored, where there are folds.
+        noun: what one of them is called.
+        extra: further ones to learn from.
+
+    Raises:
+        InputError: a split without tiles; a patient in two parts; a class that a part lacks.
+    """
+    entries = list(tiles.entries)
     patients: list[Hashable | None] = [entry.patient and (entry.source, entry.patient) for entry in entries]
-    labels = None
-    if needs == "label":
-        labels = grouped([str(entry.label) for entry in entries], read_groups(settings.group), str(settings.tiles))
     splits = [entry.split for entry in entries]
     parts = _folded(settings, patients, labels, seed, fold) if settings.folds else _named(settings, splits)
     common = _common_patients(parts, patients)
@@ -151,7 +191,7 @@ def open_labelled(settings: DataSettings, needs: Needs, seed: int, fold: int = 0
         for number, label in enumerate(classes):
             if not (numbers[parts[name]] == number).any():
                 raise InputError(
-                    f"The class {label} has no tile in the {name} part, expected some of each class; correct the "
+                    f"The class {label} has no {noun} in the {name} part, expected some of each class; correct the "
                     "splits, join classes (--data.group), or use more labels."
                 )
     number_of = {str(entry.label): int(number) for entry, number in zip(entries, numbers, strict=False)}
@@ -162,12 +202,12 @@ def open_labelled(settings: DataSettings, needs: Needs, seed: int, fold: int = 0
         if settings.folds
         else f"splits of the tiles: {settings.split} learned from, {settings.holdout} scored",
         "labels used": f"{0 if extra is not None and settings.extra_share == 1 else len(used)} of {len(allowed)} "
-        "training tiles",
+        f"training {noun}s",
         **{
-            name: f"{len(parts[name])} tiles · {len({patients[k] for k in parts[name]} - {None})} patients"
+            name: f"{len(parts[name])} {noun}s · {len({patients[k] for k in parts[name]} - {None})} patients"
             for name in PARTS
         },
-        "patients": f"{len(known)} known, {patients.count(None)} tiles of unknown patient",
+        "patients": f"{len(known)} known, {patients.count(None)} {noun}s of unknown patient",
     }
     if extra is not None:
         shared = _checked_extra(extra, settings, number_of, {patients[k] for k in parts[TEST]} - {None})

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from downstream.bags import BagSettings
 from downstream.labelled import DataSettings
 from downstream.linear import KnnSettings, LinearSettings
 from downstream.tasks import NAMES
@@ -123,6 +124,7 @@ class Recipe:
         *NAMES,
         "linear",
         "knn",
+        "mil",
         "train.images",
         "train.batch_size",
         "train.average",
@@ -130,7 +132,7 @@ class Recipe:
         "seeds",
     )
 
-    task: Literal["classify", "instances", "knn", "linear", "segment"] = "instances"
+    task: Literal["classify", "instances", "knn", "linear", "mil", "segment"] = "instances"
     """what to learn"""
     data: DataSettings = field(default_factory=DataSettings)
     crop: CropSettings = field(default_factory=CropSettings)
@@ -140,8 +142,9 @@ class Recipe:
     segment: SegmentSettings = field(default_factory=SegmentSettings)
     linear: LinearSettings = field(default_factory=LinearSettings)
     knn: KnnSettings = field(default_factory=KnnSettings)
+    mil: BagSettings = field(default_factory=BagSettings)
     features: str | None = None
-    """of tasks linear and knn: folder where the encoder's features are kept; null: features/ in the run"""
+    """of tasks linear, knn and mil: folder where the encoder's features are kept; null: features/ in the run"""
     train: TrainSettings = field(default_factory=TrainSettings)
     run: RunSettings = field(default_factory=RunSettings)
     seeds: list[int] = field(default_factory=lambda: [0])
@@ -155,4 +158,9 @@ class Recipe:
             raise InputError(
                 f"crop.mpp is {self.crop.mpp}, but task {self.task} reads whole tiles resized to crop.size pixels; "
                 "leave crop.mpp out, or give --classify.whole false to learn from crops."
+            )
+        if self.task in ("linear", "knn", "mil") and self.data.extra is not None:
+            raise InputError(
+                f"data.extra is {self.data.extra}, but task {self.task} learns from the features of data.tiles alone; "
+                "leave it out, or choose --task classify."
             )

@@ -46,6 +46,10 @@ def write_report(recipe: Recipe, run: RunFolder, results: list[Result], rows: di
         report.text(EMPTY_TILES)
     _add_confusion(report, results)
     _add_cases(report, recipe, run, results)
+    if pictures := sorted((run.path / _folder(recipe, results[0])).glob("attention/*.png")):
+        report.heading("What the scored bags are judged by")
+        for picture in pictures:
+            report.picture(_pixels(picture))
     charts = {}
     logs = {f"seed {r.seed}" + (f", fold {r.fold + 1}" if recipe.data.folds else ""): r for r in results}
     for prefix, title in (("loss/", "Loss"), ("validation/", "Validation part")):

@@ -25,7 +25,7 @@ from histo.running.runs import RunFolder
 
 FORMAT = 1
 NAME = "metrics.json"
-ON_FEATURES = ("linear", "knn")  # tasks whose encoder is frozen
+ON_FEATURES = ("linear", "knn", "mil")  # tasks whose encoder is frozen
 
 
 @dataclass
@@ -133,7 +133,7 @@ def summarise(recipe: Recipe, run: RunFolder, results: list[Result]) -> str:
     of_seed: dict[int, list[Result]] = defaultdict(list)
     for result in results:
         of_seed[result.seed].append(result)
-    names = list(results[0].scores)
+    names = [name for name in results[0].scores if all(name in one.scores for one in results)]
     by_seed = {
         seed: {name: statistics.fmean(one.scores[name] for one in some) for name in names}
         for seed, some in of_seed.items()

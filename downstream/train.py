@@ -19,6 +19,8 @@ try:
     from accelerate import Accelerator
     from tqdm import tqdm
 
+    from downstream.aggregation import aggregate
+    from downstream.bagging import open_bags
     from downstream.cases import save_pictures
     from downstream.labelled import TEST, TRAIN, VALIDATION, Labelled, Needs, open_labelled
     from downstream.learner import Learner
@@ -56,7 +58,10 @@ def main(argv: list[str]) -> None:
         whole.refuse_other_settings(asdict(recipe), recipe.FIXED)
         print(as_yaml(recipe))
         for seed, fold in fits:
-            labelled = open_labelled(recipe.data, _needs(recipe), seed, fold)
+            if recipe.task == "mil":
+                labelled = open_bags(recipe.data, recipe.crop.size, seed, fold).labelled
+            else:
+                labelled = open_labelled(recipe.data, _needs(recipe), seed, fold)
         print(f"dry run: settings and data are sound. {labelled.facts['labels used']}, {len(fits)} training(s).")
         return
     with occupied(whole, accelerator) as scratch:
@@ -83,7 +88,10 @@ def fit(recipe: Recipe, run: RunFolder, seed: int, fold: int, accelerator: Accel
     if recipe.task not in ON_FEATURES:
         return train(recipe, run, seed, fold, accelerator, scratch)
     with together():
-        if accelerator.is_main_process:
+        if accelerator.is_main_process and recipe.task == "mil":
+            bags = open_bags(recipe.data, recipe.crop.size, seed, fold)
+            aggregate(recipe, run, bags, seed, fold, accelerator)
+        elif accelerator.is_main_process:
             labelled = open_labelled(recipe.data, "label", seed, fold)
             probe(recipe, run, labelled, seed, fold, accelerator)
     return Result.read(run.path)

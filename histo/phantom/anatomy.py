@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from histo.phantom.noise import SmoothField
+from histo.phantom.noise import Field, SmoothField
 from histo.phantom.nuclei import (
     COLUMNAR,
     ENDOTHELIAL,
@@ -43,16 +43,18 @@ class Scene:
         fibres: the stroma.
         erythrocytes: float64 [E, 3], y, x and radius.
         debris: float64 [D, 4], y, x, radius and share of haematoxylin.
+        tissue: positive inside the section, µm from its edge, and glass beyond; None is tissue everywhere.
     """
 
     label: str
     extent: tuple[float, float]
     nuclei: Nuclei
     rings: tuple[Ring, ...]
-    nests: SmoothField | None
+    nests: Field | None
     fibres: Fibres
     erythrocytes: NDArray[np.float64]
     debris: NDArray[np.float64]
+    tissue: Field | None = None
 
 
 def draw_scene(generator: np.random.Generator, label: str, patient: Patient, extent: tuple[float, float]) -> Scene:

@@ -1,11 +1,24 @@
 """Smooth random functions of position in µm, the same tissue at every magnification."""
 
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 _SPLINE_VARIANCE = 151 / 315  # mean over positions of the summed squares of the four cubic B-spline weights
+
+
+class Field(Protocol):
+    """A function of position in µm."""
+
+    def on(self, shape: tuple[int, int], mpp: float) -> NDArray[np.float32]:
+        """Values at the pixel centres of a canvas: float32 [H, W]."""
+        ...
+
+    def at(self, y: NDArray[np.float64], x: NDArray[np.float64]) -> NDArray[np.floating]:
+        """Values at points in µm, [N]."""
+        ...
 
 
 class SmoothField:

@@ -27,6 +27,8 @@ def render(
 
     matrix = patient.stains * (patient.strength * np.exp(generator.normal(0, 0.05, 3)))[:, None]
     thickness = 1 + 0.07 * SmoothField(generator, scene.extent, 30.0).on(shape, mpp)
+    if scene.tissue is not None:
+        thickness *= _step(scene.tissue.on(shape, mpp), 2.0)
     concentrations = np.stack([haematoxylin, eosin, erythrocytes]) * thickness
     density = np.einsum("sc,shw->chw", matrix.astype(np.float32), concentrations)
     image = np.exp(density * np.float32(-np.log(10)))

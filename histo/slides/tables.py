@@ -11,8 +11,10 @@ links that lead out of the folder are refused. A `slides.csv` in it goes before:
 | patient | patient identifier; without it the patient is unknown, never guessed |
 | mpp     | µm/px of the finest level, before what the file says                 |
 | split   | e.g. train, val, test                                                |
+| mask    | a map of the whole slide at any µm/px, not 0 where its label shows   |
 
 An absolute path is allowed, since slides lie where there is room for them; a tile is then keyed by the file's name.
+Masks lie below the table. Nothing learns from them: they show whether attention went where it should.
 """
 
 import os
@@ -22,10 +24,10 @@ from pathlib import Path, PurePosixPath
 from histo.errors import InputError
 from histo.links import stray_link
 from histo.slides.readers import SUFFIXES
-from histo.tiles.tables import pixel_size, table_rows
+from histo.tiles.tables import inside, pixel_size, table_rows
 
 TABLE = "slides.csv"
-COLUMNS = ("path", "label", "patient", "mpp", "split")
+COLUMNS = ("path", "label", "patient", "mpp", "split", "mask")
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class SlideRow:
         key: names it among the slides, relative to their folder.
         label, patient, split: None where unknown.
         mpp: µm/px before what the file says; None leaves it to the file.
+        mask: where its label shows, a map of the whole slide; None where unknown.
     """
 
     path: Path
@@ -45,6 +48,7 @@ class SlideRow:
     patient: str | None = None
     mpp: float | None = None
     split: str | None = None
+    mask: Path | None = None
 
 
 def slides_source(path: Path) -> str:
@@ -98,7 +102,10 @@ def _from_table(table: Path) -> list[SlideRow]:
             raise InputError(f"{where} names {slide}, which is missing; restore it or remove the row.")
         mpp = pixel_size(row["mpp"], where) if row["mpp"] else None
         texts = {name: row[name] or None for name in ("label", "patient", "split")}
-        slides[key] = SlideRow(slide, key, mpp=mpp, **texts)
+        mask = inside(table.parent, table.parent.resolve(), row["mask"], "mask", where) if row["mask"] else None
+        if mask is not None and not mask.is_file():
+            raise InputError(f"{where} names the mask {mask}, which is missing; restore it or leave the field empty.")
+        slides[key] = SlideRow(slide, key, mpp=mpp, mask=mask, **texts)
     if not slides:
         raise InputError(f"{table} has no rows below its header, expected one per slide; add them.")
     return list(slides.values())

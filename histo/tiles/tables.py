@@ -178,8 +178,8 @@ def row_entry(folder: Path, source: str, line: int, row: Mapping[str, str]) -> T
     """
     where = f"line {line} of {folder / 'tiles.csv'}"
     root = folder.resolve()
-    path = _inside(folder, root, row["path"], "path", where)
-    mask = _inside(folder, root, row["mask"], "mask", where) if row["mask"] else None
+    path = inside(folder, root, row["path"], "path", where)
+    mask = inside(folder, root, row["mask"], "mask", where) if row["mask"] else None
     mpp = pixel_size(row["mpp"], where) if row["mpp"] else None
     texts = {name: row[name] or None for name in ("patient", "label", "split")}
     key = PurePosixPath(row["path"]).as_posix()
@@ -227,10 +227,17 @@ def _check_header(table: Path, header: Sequence[str], columns: Sequence[str]) ->
         raise InputError(f"{table} has no column 'path' among {', '.join(header) or 'none'}; add it to the header.")
 
 
-def _inside(folder: Path, root: Path, text: str, column: str, where: str) -> Path:
+def inside(folder: Path, root: Path, text: str, column: str, where: str) -> Path:
     """The file of a row; a table from elsewhere must not make us read outside its own folder.
 
     One exception: published sets keep masks in a folder beside the images', so a mask may start with one '..'.
+
+    Args:
+        folder: where the table lies; root: the same, links followed.
+        text: the field; column: its name; where: the line, for the sentence.
+
+    Raises:
+        InputError: a path that is absolute, empty, too long, or leads out.
     """
     beside = column == "mask" and text.startswith("../")
     if beside:
