@@ -21,17 +21,17 @@ from histo.tiles.tables import write_folder
 
 @pytest.fixture(scope="module")
 def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sixteen phantom tiles of 64² at 0.5 µm/px of eight patients and two classes, one brighter; half are to score."""
+    """Sixteen phantom tiles of 64² at 0.5 µm/px of two classes, a third of them brighter; half are to score."""
     phantom = PhantomTissue(0, size=64, count=16)
     folder = tmp_path_factory.mktemp("report") / "tiles"
     write_folder(
         (
             replace(
                 phantom[k],
-                image=(phantom[k].image // (1 + k % 2)).astype(np.uint8),
-                label=("dark", "bright")[1 - k % 2],
+                image=(phantom[k].image // (1 + (k % 3 > 0))).astype(np.uint8),
+                label="dark" if k % 3 else "bright",
                 split="train" if k < 8 else "test",
-                patient=f"p{k // 2}-{k % 2}",
+                patient=f"p{k}",
             )
             for k in range(16)
         ),
