@@ -208,19 +208,17 @@ def test_a_contact_sheet_begins_with_the_most_attended(folder: Path) -> None:
 
 
 def test_attention_beats_the_mean_where_one_tile_in_twenty_matters() -> None:
-    """One of 20 tiles is shifted, each bag by a level of its own, which the mean cannot look past."""
-
     def bags(seed: int, count: int):
         generator = torch.Generator().manual_seed(seed)
-        found = [torch.randn(20, 6, generator=generator) + torch.randn(6, generator=generator) for _ in range(count)]
+        found = [torch.randn(20, 16, generator=generator) for _ in range(count)]
         for k in range(1, count, 2):
-            found[k][k % 20, 0] += 8
+            found[k][k % 20, 0] += 6
         return found, [k % 2 for k in range(count)]
 
-    (train, numbers), (test, truth) = bags(0, 80), bags(1, 60)
+    (train, numbers), (test, truth) = bags(0, 60), bags(1, 60)
     right = {}
     for pooling in ("attention", "mean"):
-        settings = BagSettings(pooling, epochs=40, learning_rate=3e-3, width=16)
+        settings = BagSettings(pooling, epochs=25, learning_rate=3e-3, width=16)  # type: ignore[arg-type]
         head = fit(train, numbers, 2, settings, 0)
         said = [int(head(bag)[0].argmax()) for bag in test]
         right[pooling] = np.mean(np.array(said) == truth)
