@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,11 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
-def precision_of_its_own() -> None:
+def precision_of_its_own() -> Iterator[None]:
     """Accelerate keeps the first precision of a Python process for all that follow, but for this."""
     AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)  # for what fixtures of the next module train
 
 
 @pytest.fixture(scope="session")
