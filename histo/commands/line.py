@@ -9,10 +9,10 @@ from histo.errors import InputError
 
 # verb: (help, "module:function"); the function takes the arguments after the verb and returns the exit code.
 VERBS = {
-    "demo": ("train a small translator on phantom tissue, in minutes, and show what it learned", "demo:main"),
+    "demo": ("the whole way on phantom tissue in minutes: translate, pretrain, use the encoder", "demo:main"),
     "pack": ("pack a folder of tiles into shards, or check shards for damage", "pack:main"),
     "tile": ("cut whole slides into shards of tiles that hold tissue", "tile:main"),
-    "phantom": ("draw slides of synthetic tissue with planted tumour, to try what reads slides", "phantom:main"),
+    "phantom": ("draw labelled tiles of synthetic tissue, or slides with planted tumour", "phantom:main"),
     "layout": ("fit the layout prior, masks drawn without tissue, to given instance maps", "layout:main"),
     "check": ("look at a folder of tiles: what it is, what is wrong with it, and what to do", "check:main"),
     "encoder": ("convert encoder files from and to other libraries, show one, or compare two", "encoder:main"),
