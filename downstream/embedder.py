@@ -49,11 +49,17 @@ class Embedder(nn.Module):
         with torch.autocast(images.device.type, enabled=False):
             return F.normalize(self.project(features.float()), dim=1)
 
+    def classes(self, embeddings: Tensor) -> Tensor:
+        """float32 [N, embedding] of length 1 → logits, float32 [N, classes].
+
+        The layer sees numbers of mean square 1, for which its initial weights and the learning rate are meant.
+        """
+        with torch.autocast(embeddings.device.type, enabled=False):
+            return self.head(embeddings * self.head.in_features**0.5)
+
     def forward(self, images: Tensor) -> Tensor:
         """float or uint8 [N, 3, H, W], levels 0 to 255 → float32 [N, classes]."""
-        embeddings = self.embed(images)
-        with torch.autocast(images.device.type, enabled=False):
-            return self.head(embeddings)
+        return self.classes(self.embed(images))
 
 
 def looked(network: Embedder, images: Iterable[NDArray[np.uint8]], side: int) -> tuple[Tensor, Tensor]:
@@ -75,8 +81,7 @@ def looked(network: Embedder, images: Iterable[NDArray[np.uint8]], side: int) ->
 
     def look(batch: list[NDArray[np.uint8]]) -> None:
         embeddings = network.embed(torch.from_numpy(np.stack(batch)).to(device))
-        with torch.autocast(device.type, enabled=False):
-            found.append(torch.cat([embeddings, network.head(embeddings).softmax(1)], 1).cpu())
+        found.append(torch.cat([embeddings, network.classes(embeddings).softmax(1)], 1).cpu())
 
     for image in images:
         cut = views(image, side)

@@ -61,11 +61,11 @@ class Magnifications:
         return f"{self.values[place]:.4g}" + ("" if place in self.learned else "_held_out")
 
     def describe(self) -> str:
-        """One line for people."""
+        """One line for people, in µm/px."""
         unseen = [value for place, value in enumerate(self.values) if place not in self.learned]
         kind = "tiles resampled" if self.resampled else "tiles as they are"
         learned = _names([self.values[place] for place in self.learned])
-        return f"{learned} µm/px learned from" + (f", {_names(unseen)} only scored" if unseen else "") + f", {kind}"
+        return f"{learned} learned from" + (f", {_names(unseen)} only scored" if unseen else "") + f", {kind}"
 
     def allowed(self, tiles: TileSet, side: int) -> NDArray[np.bool_]:
         """bool [N, S]: whether a tile is fine enough for each of the values, and at least `side` px there.

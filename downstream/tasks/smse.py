@@ -141,8 +141,8 @@ class Smse:
         scored = self.allowed[self.labelled.parts[TEST]].sum(0)
         return {
             "loss": f"{self.loss_name}; {pairs[self.settings.pair]}; {triplets}; weights {self.settings.weights}",
-            "magnifications": self.known.describe(),
-            "tiles scored": ", ".join(
+            "µm/px": self.known.describe(),
+            "scored": ", ".join(
                 f"{count} of {len(self.labelled.parts[TEST])} at {value:.4g} µm/px"
                 for value, count in zip(self.known.values, scored, strict=True)
             ),
@@ -169,7 +169,7 @@ class Smse:
     def losses(self, images: Tensor, items: Tensors) -> Tensors:
         embeddings, numbers = self.network.embed(images), items["number"]
         with torch.autocast(images.device.type, enabled=False):
-            true = self.network.head(embeddings).softmax(1).gather(1, numbers[:, None])[:, 0]
+            true = self.network.classes(embeddings).softmax(1).gather(1, numbers[:, None])[:, 0]
             terms = {"class": (self.weights.to(images.device)[numbers] * self.punished(true)).mean()}
             if self.settings.pair == "rfl":
                 similarity = self.network.slope * (embeddings @ embeddings.T) + self.network.offset
