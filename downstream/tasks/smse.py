@@ -274,7 +274,7 @@ class Smse:
             middle = [(length - self.side) // 2 for length in image.shape[1:]]
             cut = image[:, middle[0] : middle[0] + self.side, middle[1] : middle[1] + self.side]
             page.paste(Image.fromarray(np.ascontiguousarray(cut.transpose(1, 2, 0))), (left, 32))
-            pen.text((left + 2, 2), f"{truth}, {self.known.values[k]:.4g} µm/px", fill="black")
+            pen.text((left + 2, 2), f"{truth} {self.known.values[k]:.4g} um/px", fill="black")  # the font has no µ
             colour = "green" if names[best] == truth else "red"
             pen.text((left + 2, 16), f"{names[best]} {found[0, best]:.2f}", fill=colour)
         return np.asarray(page)
