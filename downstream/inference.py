@@ -100,8 +100,8 @@ class TrainedTask:
                 `magnifications` that is no finer than the image); None: it has that of the training.
 
         Raises:
-            InputError: another shape or dtype, or an image coarser than the training's (of task smse: or smaller than its
-                crops).
+            InputError: another shape or dtype, an image coarser than the training's, or of task smse one smaller than
+                its crops.
         """
         bf16 = self.card.get("precision") == "bf16"
         with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):  # as it was scored

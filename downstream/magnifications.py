@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histo.errors import InputError
+from histo.magnification import FINEST, step_to
 from histo.probes.embedding import resized
 from histo.tiles import Tile, TileEntry, TileSet
 
-FINEST = 1.1  # a tile is shown at most that many times finer than it is: no detail is made that is not there
 VIEWS = 3  # crops along a side of a tile that is looked at, at most
 
 
@@ -79,12 +79,16 @@ class Magnifications:
         for row, entry in zip(found, tiles.entries, strict=True):
             assert entry.mpp is not None
             for place, value in enumerate(self.values):
-                fine = entry.mpp <= value * FINEST if self.resampled else entry.mpp == value
-                row[place] = fine and min(self._shape(_measured(entry), entry.mpp, place)) >= side
+                if entry.mpp <= value * FINEST if self.resampled else entry.mpp == value:
+                    row[place] = min(self._shape(_measured(entry), entry.mpp, place)) >= side
         return found
 
     def shown(self, tile: Tile, place: int) -> Tile:
-        """The image of a tile at one of the values, bilinearly with antialias; without instances."""
+        """The image of a tile at one of the values, bilinearly with antialias; without instances.
+
+        Raises:
+            InputError: a tile that is coarser.
+        """
         assert tile.mpp is not None
         height, width = tile.image.shape[1:]
         shape = self._shape((height, width), tile.mpp, place)
@@ -94,7 +98,8 @@ class Magnifications:
     def _shape(self, shape: tuple[int, int], mpp: float, place: int) -> tuple[int, int]:
         if not self.resampled:
             return shape
-        height, width = (max(1, round(length * mpp / self.values[place])) for length in shape)
+        step = step_to(self.values[place], mpp, "A tile")
+        height, width = (max(1, round(length / step)) for length in shape)
         return height, width
 
 

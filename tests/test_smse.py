@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import downstream
-from downstream.labelled import TRAIN, DataSettings, open_labelled
+from downstream.labelled import TEST, TRAIN, VALIDATION, DataSettings, open_labelled
 from downstream.learner import Learner
 from downstream.magnifications import Magnifications, views
 from downstream.recipe import CropSettings, EncoderSettings, Recipe, TrainSettings
@@ -135,6 +135,10 @@ def test_the_export_says_what_was_scored(finished: Path, coloured: Path) -> None
         likely = [one.probabilities[number] for one in found if one.probabilities is not None]
         assert case["p_true"] == pytest.approx(np.mean(likely), abs=1e-4)
         assert case["accuracy"] == pytest.approx(np.mean([one.label == tile.label for one in found]))
+    coarser = task.predict(tile.image.repeat(2, 1).repeat(2, 2), mpp=0.25).probabilities
+    assert coarser == pytest.approx(task.predict(tile.image).probabilities, abs=0.05)
+    with pytest.raises(InputError, match="The image has 2 µm/px, coarser than the 1 asked for"):
+        task.predict(tile.image, mpp=2)
     with pytest.raises(InputError, match="The image is 31 x 40 px, expected 32 px or more a side"):
         task.predict(np.zeros((31, 40, 3), np.uint8))
 
@@ -163,14 +167,28 @@ def test_a_broken_off_run_resumes_bit_for_bit(
 def test_batches_are_of_the_magnifications_learned_from(coloured: Path) -> None:
     task = task_of(coloured, SmseSettings(mpp=[0.5, 1, 2], held_out=[1]), batch=12)
     recipe = recipe_of(coloured, task.settings)
-    crops = LabelledCrops(task.labelled.part(TRAIN), task, recipe.crop, 0)
+    tiles = task.labelled.part(TRAIN)
+    crops = LabelledCrops(tiles, task, recipe.crop, 0)
     batch = [crops[k] for k in range(12)]
     kinds = [(int(item["number"]), int(item["scale"])) for item in batch]
     assert sorted(kinds[:6]) == sorted(kinds[6:]) == [(n, s) for n in range(3) for s in range(2)]
-    assert {task.tile(crops.tiles, k).mpp for k in range(12)} == {0.5, 2.0}
-    assert {task.tile(crops.tiles, k).image.shape[1] for k in range(12)} == {128, 32}
-    again = LabelledCrops(task.labelled.part(TRAIN), task, recipe.crop, 0)
+    assert {task.tile(tiles, k).mpp for k in range(12)} == {0.5, 2.0}
+    assert {task.tile(tiles, k).image.shape[1] for k in range(12)} == {128, 32}
+    again = LabelledCrops(tiles, task, recipe.crop, 0)
     assert all(torch.equal(again[k]["image"], batch[k]["image"]) for k in (7, 3))
+
+
+def test_a_network_is_chosen_without_what_is_held_out(coloured: Path) -> None:
+    recipe = recipe_of(coloured, SmseSettings(mpp=[0.5, 1, 2], held_out=[1]))
+    recipe.data.validation_share = 0.4
+    labelled = open_labelled(recipe.data, "label", 0)
+    task = Smse(recipe, open_start(recipe, 0), labelled, 0)
+    with torch.no_grad():
+        validated = task.evaluate(task.network.eval(), labelled.part(VALIDATION)).scores
+        scored = task.evaluate(task.network.eval(), labelled.part(TEST)).scores
+    assert {"accuracy_at_0.5", "accuracy_at_2"} < validated.keys()
+    assert not [name for name in validated if "held_out" in name or "knn" in name]
+    assert {"accuracy_at_1_held_out", "knn_accuracy_at_1_held_out", "prototype_patient_rate"} < scored.keys()
 
 
 def test_settings_switch_terms_off(coloured: Path) -> None:
@@ -275,6 +293,7 @@ def test_the_published_layout_at_its_own_magnifications(tmp_path: Path) -> None:
         (["--smse.mpp", "[0.25,1,2]"], "The class green has no tile in the train part .* 0.25 µm/px in 32 px"),
         (["--crop.size", "64"], "The class green has no tile in the test part .* 2 µm/px in 64 px"),
         (["--smse.mpp", "[1,1]"], r"smse.mpp is \[1.0, 1.0\], expected different µm/px"),
+        (["--crop.mpp", "1"], "crop.mpp is 1, but task smse has several"),
         (["--smse.theta", "1"], "smse.theta is 1.0, expected a probability"),
         (["--data.group", '["all=pink,violet,green"]'], "The tiles have the class all alone"),
     ],

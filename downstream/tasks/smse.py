@@ -93,6 +93,10 @@ class Smse:
     def __init__(self, recipe: "Recipe", start: Start, labelled: Labelled, seed: int) -> None:
         self.settings, self.side, self.labelled, self.seed = recipe.smse, recipe.crop.size, labelled, seed
         self.start = start
+        if labelled.extra is not None:
+            raise InputError("data.extra is given, but task smse learns from data.tiles alone; leave it out.")
+        if recipe.crop.mpp is not None:
+            raise InputError(f"crop.mpp is {recipe.crop.mpp:g}, but task smse has several; give smse.mpp instead.")
         self.known = Magnifications.of(labelled.tiles, self.settings.mpp, self.settings.held_out or ())
         self.allowed = self.known.allowed(labelled.tiles, self.side)
         _refuse_empty(labelled, self.known, self.allowed, self.side)
@@ -154,7 +158,10 @@ class Smse:
         slot = position * len(self.known.values) + place
         found = self.cache.get(slot)
         if found is None:
-            found = self.known.shown(tiles[position], place)
+            entry = tiles.entries[position]
+            # Past the cache of the tiles, since what is kept is the tile as it is shown.
+            facts = (entry.key, entry.source, entry.patient, entry.mpp, entry.label, entry.split)
+            found = self.known.shown(Tile(tiles.image(position), *facts), place)
             self.cache.put(slot, found)
         return found
 
@@ -192,15 +199,18 @@ class Smse:
         """Scores of the linear layer, and of the test part also those of neighbours and prototypes.
 
         The latter two read embeddings of all training tiles at the magnifications that were learned from, which takes
-        too long for every look at the validation part.
+        too long for every look at the validation part. That part, by which a network is chosen, knows no magnification
+        that is held out.
         """
         assert isinstance(network, Embedder)
         places = [self.place[entry.source, entry.key] for entry in tiles.entries]
-        embeddings, probabilities, rows = self._looked(network, tiles, places, range(len(self.known.values)))
+        validating = set(places) == set(self.labelled.parts[VALIDATION].tolist())
+        values = self.known.learned if validating else range(len(self.known.values))
+        embeddings, probabilities, rows = self._looked(network, tiles, places, values)
         numbers = torch.from_numpy(self.labelled.numbers)
         truth = numbers[[places[row] for row, _ in rows]]
         answers = {"": probabilities.argmax(1)}
-        if set(places) != set(self.labelled.parts[VALIDATION].tolist()):
+        if not validating:
             learned = self.labelled.part(TRAIN)
             positions = self.labelled.parts[TRAIN].tolist()
             train, _, known = self._looked(network, learned, positions, self.known.learned)
@@ -311,7 +321,9 @@ def _refuse_empty(labelled: Labelled, known: Magnifications, allowed: NDArray[np
                     f"{known.values[place]:.4g} µm/px in {side} px or more a side, expected some of each class; leave "
                     "that µm/px or class out, lower crop.size, or add larger or finer tiles."
                 )
-    if len(labelled.parts[VALIDATION]) and not allowed[labelled.parts[VALIDATION]].any():
+    validated = allowed[labelled.parts[VALIDATION]][:, list(known.learned)]
+    if len(validated) and not validated.any():
         raise InputError(
-            f"No tile of the validation part can be shown at any µm/px in {side} px or more a side; lower crop.size."
+            f"No tile of the validation part can be shown at a µm/px that is learned from in {side} px or more a side; "
+            "lower crop.size."
         )
