@@ -79,7 +79,7 @@ class TrainedTask:
     @property
     def classes_tiles(self) -> bool:
         """Whether it says of which class a tile is."""
-        return self.kind == CLASSIFIER
+        return self.kind in (CLASSIFIER, SIMILARITY)
 
     @property
     def types(self) -> list[str]:

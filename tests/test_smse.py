@@ -12,7 +12,9 @@ import downstream
 from downstream.labelled import TEST, TRAIN, VALIDATION, DataSettings, open_labelled
 from downstream.learner import Learner
 from downstream.magnifications import Magnifications, views
+from downstream.predict import main as predict
 from downstream.recipe import CropSettings, EncoderSettings, Recipe, TrainSettings
+from downstream.score import main as score
 from downstream.similarity import nearest_prototype, punishment, reinforced_focal, root_weights
 from downstream.start import open_start
 from downstream.stream import LabelledCrops
@@ -107,9 +109,9 @@ def test_scores_are_of_each_magnification_and_all(finished: Path) -> None:
     metrics = json.loads((finished / "metrics.json").read_text())
     scores = {name: row["mean"] for name, row in metrics["scores"].items()}
     for read in ("", "knn_", "prototype_"):
-        for score in ("accuracy", "patient_rate"):
-            each = [scores[f"{read}{score}_at_{name}"] for name in ("0.5", "1", "2_held_out")]
-            assert scores[f"{read}{score}"] == pytest.approx(np.mean(each))
+        for name in ("accuracy", "patient_rate"):
+            each = [scores[f"{read}{name}_at_{where}"] for where in ("0.5", "1", "2_held_out")]
+            assert scores[f"{read}{name}"] == pytest.approx(np.mean(each))
     assert scores["accuracy"] > 0.8
     assert scores["knn_accuracy_at_2_held_out"] > 0.8
     assert scores["auroc_at_0.5"] > 0.9
@@ -117,6 +119,7 @@ def test_scores_are_of_each_magnification_and_all(finished: Path) -> None:
     assert metrics["facts"]["µm/px"] == "0.5, 1 learned from, 2 only scored, tiles resampled"
     assert "10 of 10 at 2 µm/px" in metrics["facts"]["scored"]
     assert "RFL (ours)" in (finished / "report.html").read_text()
+    assert sum(map(sum, json.loads((finished / "seed0" / "metrics.json").read_text())["confusion"])) == 30
     low, high = metrics["scores"]["accuracy_at_2_held_out"]["interval"]
     assert low <= scores["accuracy_at_2_held_out"] <= high
 
@@ -141,6 +144,17 @@ def test_the_export_says_what_was_scored(finished: Path, coloured: Path) -> None
         task.predict(tile.image, mpp=2)
     with pytest.raises(InputError, match="The image is 31 x 40 px, expected 32 px or more a side"):
         task.predict(np.zeros((31, 40, 3), np.uint8))
+
+
+def test_tiles_are_predicted_and_scored(finished: Path, coloured: Path, tmp_path: Path) -> None:
+    """By the commands for classes; tiles of 0.5 µm/px are read at that."""
+    predict([str(finished), "--data.tiles", str(coloured), "--out", str(tmp_path / "found")])
+    score([str(tmp_path / "found"), str(coloured), "--out", str(tmp_path / "scores")])
+    (file,) = (tmp_path / "scores").glob("*.json")
+    accuracy = json.loads(file.read_text())["scores"]["accuracy"]
+    task, tiles = downstream.load(finished), open_tiles(coloured)
+    wanted = np.mean([task.predict(tile.image).label == tile.label for tile in tiles])
+    assert (accuracy["mean"] if isinstance(accuracy, dict) else accuracy) == pytest.approx(wanted)
 
 
 def test_a_broken_off_run_resumes_bit_for_bit(

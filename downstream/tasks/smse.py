@@ -32,7 +32,7 @@ from downstream.similarity import (
 from downstream.task import Evaluation, Tensors
 from histo.encoders import Start, pooled
 from histo.errors import InputError
-from histo.metrics.classification import classification_scores, recognition_rate
+from histo.metrics.classification import classification_scores, confusion, recognition_rate
 from histo.probes import knn
 from histo.tiles import Tile, TileCache, TileSet
 
@@ -267,7 +267,8 @@ class Smse:
                 for k, value in zip(mine, right.tolist(), strict=True):
                     case[f"{begin}accuracy_at_{self.known.name(rows[k][1])}"] = value
             case["p_true"] = float(probabilities[mine, truth[mine]].mean())
-        return Evaluation(scores, cases)
+        table = confusion(answers[""], truth, len(self.labelled.classes)).tolist()
+        return Evaluation(scores, cases, self.labelled.classes, table)
 
     def draw(self, network: nn.Module, tile: Tile) -> NDArray[np.uint8]:
         """The tile at each of its magnifications, with the class that is found there."""
