@@ -54,13 +54,12 @@ def save_pictures(
     Raises:
         InputError: a tile that cannot be read, or a folder that cannot be written.
     """
-    scores = next(iter(cases.values()), {})
-    name = "p_true" if "p_true" in scores else chosen
-    if name not in scores:
-        return []
+    known = {name for case in cases.values() for name in case}
+    name = "p_true" if "p_true" in known else chosen
+    values = {key: case[name] for key, case in cases.items() if name in case}
     place = {f"{entry.source}/{entry.key}": k for k, entry in enumerate(tiles.entries)}
     said = []
-    for number, (kind, key) in enumerate(extremes({key: case[name] for key, case in cases.items()}, SHOWN)):
+    for number, (kind, key) in enumerate(extremes(values, SHOWN)):
         file = Path("cases", f"{number:02d}-{kind}.png")
         data = io.BytesIO()
         Image.fromarray(draw(tiles[place[key]])).save(data, "PNG")

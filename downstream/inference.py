@@ -12,6 +12,8 @@ from torch import nn
 
 from downstream.bag_networks import KIND as BAGS
 from downstream.bag_networks import BagNetwork, BagPrediction, TrainedBags, read_bag_network
+from downstream.embedder import KIND as SIMILARITY
+from downstream.embedder import Embedder, looked
 from downstream.tasks.classify import KIND as CLASSIFIER
 from downstream.tasks.classify import Classifier
 from downstream.tasks.segment import KIND as REGIONS
@@ -22,7 +24,7 @@ from histo.encoders import build, memory_layout, read_card
 from histo.encoders.files import architecture_of, card_beside
 from histo.errors import InputError
 from histo.images import channels_first
-from histo.magnification import step_to
+from histo.magnification import FINEST, step_to
 from histo.probes.embedding import resized
 
 
@@ -59,7 +61,7 @@ class TrainedTask:
         self.network: nn.Module
         if self.kind == instance_networks.KIND:
             self.network, self.card = instance_networks.load(path)
-        elif self.kind in (CLASSIFIER, REGIONS):
+        elif self.kind in (CLASSIFIER, REGIONS, SIMILARITY):
             self.network, self.card = _rebuilt(path, str(self.kind))
         elif self.kind == BAGS:
             bags = read_bag_network(path)
@@ -77,7 +79,7 @@ class TrainedTask:
     @property
     def classes_tiles(self) -> bool:
         """Whether it says of which class a tile is."""
-        return self.kind == CLASSIFIER
+        return self.kind in (CLASSIFIER, SIMILARITY)
 
     @property
     def types(self) -> list[str]:
@@ -94,10 +96,12 @@ class TrainedTask:
 
         Args:
             image: uint8 RGB, [3, H, W] or [H, W, 3], of any size.
-            mpp: its µm/px, from which it is brought to that of the training; None: it has that of the training.
+            mpp: its µm/px, from which it is brought to that of the training (of task smse: to the finest of the card's
+                `magnifications` that is no finer than the image); None: it has that of the training.
 
         Raises:
-            InputError: another shape or dtype, or an image coarser than the training's.
+            InputError: another shape or dtype, an image coarser than the training's, or of task smse one smaller than
+                its crops.
         """
         bf16 = self.card.get("precision") == "bf16"
         with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):  # as it was scored
@@ -108,6 +112,9 @@ class TrainedTask:
             bag = self.bags.of_image(levels)
             return Prediction(bag.label, bag.probabilities)
         side = int(self.card["tile_size"])
+        if isinstance(self.network, Embedder):
+            likely = looked(self.network, [_at_best(levels, mpp, self.card["magnifications"])], side)[1][0].numpy()
+            return Prediction(self.card["classes"][int(likely.argmax())], likely)
         step = step_to(self.card.get("mpp"), mpp, "The image") if mpp is not None else 1.0
         if self.kind == CLASSIFIER:
             tile = torch.from_numpy(resized(levels, side, side).copy())[None].to(self.device)
@@ -142,6 +149,15 @@ class TrainedTask:
         return self.bags.of_slide(Path(path), mpp)
 
 
+def _at_best(levels: NDArray[np.uint8], mpp: float | None, learned: list[float]) -> NDArray[np.uint8]:
+    """An image at the finest µm/px of a training that is no finer than its own; without one, as it is."""
+    if mpp is None:
+        return levels
+    step = step_to(min([one for one in learned if one * FINEST >= mpp], default=max(learned)), mpp, "The image")
+    height, width = (max(1, round(length / step)) for length in levels.shape[1:])
+    return levels if step == 1 else resized(levels, height, width)
+
+
 def open_task(path: Path, device: torch.device | None = None) -> TrainedTask:
     """The network that a run, the folder of one of its seeds, or an exported file holds; see `downstream.load`.
 
@@ -159,14 +175,17 @@ def open_task(path: Path, device: torch.device | None = None) -> TrainedTask:
     raise InputError(f"{path} has networks of several trainings ({names}); name the folder of one of them.")
 
 
-def _rebuilt(path: Path, kind: str) -> tuple[Classifier | Regions, dict[str, Any]]:
+def _rebuilt(path: Path, kind: str) -> tuple[Classifier | Embedder | Regions, dict[str, Any]]:
     tensors, card = read_card(path, kind)
     try:
         wanted, classes = architecture_of(card), len(card["classes"])
         mean, std = tuple(card["mean"]), tuple(card["std"])
-        network: Classifier | Regions
+        network: Classifier | Embedder | Regions
         if kind == CLASSIFIER:
             network = Classifier(build(wanted), tensors["head.weight"].shape[1], classes, mean, std)
+        elif kind == SIMILARITY:
+            width = tensors["project.weight"].shape[1]
+            network = Embedder(build(wanted), width, card["embedding"], classes, mean, std)
         else:
             network = Regions(DenseNetwork(wanted, card["decoder"], classes), mean, std)
         network.load_state_dict(tensors)

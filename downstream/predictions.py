@@ -143,6 +143,9 @@ def scale_notes(task: TrainedTask, tiles: TileSet) -> list[str]:
     Raises:
         InputError: tiles that are too coarse for the network.
     """
+    if learned := task.card.get("magnifications"):
+        names = ", ".join(f"{mpp:.4g}" for mpp in learned)
+        return [f"The network learned at {names} µm/px: a tile is read at the finest of these no finer than it is."]
     if task.mpp is None:
         return [f"{task.path.name} does not say at which µm/px it learned; tiles are read as they are."]
     notes = []

@@ -11,6 +11,7 @@ from downstream.tasks import NAMES
 from downstream.tasks.classify import ClassifySettings
 from downstream.tasks.instances import InstancesSettings
 from downstream.tasks.segment import SegmentSettings
+from downstream.tasks.smse import SmseSettings
 from histo.errors import InputError
 from histo.running.runs import RunSettings
 
@@ -69,7 +70,7 @@ class TrainSettings:
     encoder_rate: float = 1.0
     """learning rate of the encoder, as a share of the others'"""
     layer_decay: float = 1.0
-    """of task classify: each layer of the encoder learns at this share of the rate of the one above it"""
+    """of tasks classify and smse: each layer of the encoder learns at this share of the rate of the one above it"""
     weight_decay: float = 0.01
     """of weights alone, not of biases and norms"""
     warmup: float = 0.05
@@ -132,7 +133,7 @@ class Recipe:
         "seeds",
     )
 
-    task: Literal["classify", "instances", "knn", "linear", "mil", "segment"] = "instances"
+    task: Literal["classify", "instances", "knn", "linear", "mil", "segment", "smse"] = "instances"
     """what to learn"""
     data: DataSettings = field(default_factory=DataSettings)
     crop: CropSettings = field(default_factory=CropSettings)
@@ -140,6 +141,7 @@ class Recipe:
     classify: ClassifySettings = field(default_factory=ClassifySettings)
     instances: InstancesSettings = field(default_factory=InstancesSettings)
     segment: SegmentSettings = field(default_factory=SegmentSettings)
+    smse: SmseSettings = field(default_factory=SmseSettings)
     linear: LinearSettings = field(default_factory=LinearSettings)
     knn: KnnSettings = field(default_factory=KnnSettings)
     mil: BagSettings = field(default_factory=BagSettings)

@@ -178,10 +178,9 @@ def _interval(results: list[Result], name: str) -> list[float] | None:
     patient_of: dict[str, str] = {}
     for result in results:
         for (key, scores), patient in zip(result.cases.items(), result.patients, strict=True):
-            if name not in scores:
-                return None
-            values[key].append(scores[name])
-            patient_of[key] = patient or key
+            if name in scores:  # a tile that cannot be shown at a magnification has no score there
+                values[key].append(scores[name])
+                patient_of[key] = patient or key
     if not values:
         return None
     means = np.array([[statistics.fmean(some)] for some in values.values()])

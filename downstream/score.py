@@ -30,7 +30,8 @@ except ModuleNotFoundError as error:
     sys.exit(f"error: {error.name!r} is not installed: run `pip install -e .` in nucleate's folder.")
 
 FORMAT = 1
-KINDS = {"instances": "instances", "regions": "segment", "classifier": "classify"}  # of a card, as tasks
+# Of a card, as tasks.
+KINDS = {"instances": "instances", "regions": "segment", "classifier": "classify", "similarity": "classify"}
 
 
 @dataclass

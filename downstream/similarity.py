@@ -4,7 +4,9 @@ Sun, Huang, Wang, Zhou and Zhang, "SMSE: similarity-based multi-scale embeddings
 the abstract is public, with neither formulae nor figures, so what stands here is ours and is labelled so in outputs.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from histo.errors import InputError
 from histo.randomness import draws
 
 NAME = "RFL (ours)"  # of the reinforced focal loss in outputs: the paper's own formula is not known
+Punishment = Callable[[Tensor], Tensor]  # of the probabilities of what is true, elementwise
 
 
 def reinforced_focal(true: Tensor, theta: float = 0.5, gamma: float = 2.0) -> Tensor:
@@ -34,12 +37,35 @@ def reinforced_focal(true: Tensor, theta: float = 0.5, gamma: float = 2.0) -> Te
     return -(((1 - true) / (1 - theta)) ** gamma) * true.clamp_min(torch.finfo(true.dtype).tiny).log()
 
 
-def pair_loss(similarity: Tensor, numbers: Tensor, theta: float = 0.5, gamma: float = 2.0) -> Tensor:
-    """The mean reinforced focal loss over all ordered pairs, of which those of one class weigh as much as the others.
+def punishment(kind: Literal["rfl", "focal", "cross_entropy"], theta: float, gamma: float) -> tuple[str, Punishment]:
+    """How what is wrong is punished, and its name in outputs; the paper's formula would be another kind."""
+    if kind == "rfl":
+        return f"{NAME}, θ {theta:g}, γ {gamma:g}", partial(reinforced_focal, theta=theta, gamma=gamma)
+    if kind == "focal":
+        return f"focal loss, γ {gamma:g}", partial(reinforced_focal, theta=0.0, gamma=gamma)
+    return "cross-entropy", partial(reinforced_focal, theta=0.0, gamma=0.0)
+
+
+def root_weights(counts: Tensor) -> Tensor:
+    """Weights of classes α ∝ 1 / √n, of mean 1 over classes, which batches hold alike.
+
+    Args:
+        counts: int64 [C], training images of each class, 1 or more.
+
+    Returns:
+        float32 [C].
+    """
+    found = counts.float().rsqrt()
+    return found / found.mean()
+
+
+def pair_loss(similarity: Tensor, numbers: Tensor, punished: Punishment = reinforced_focal) -> Tensor:
+    """The mean punishment over all ordered pairs, of which those of one class weigh as much as the others.
 
     Args:
         similarity: float [N, N], the logit of "i and j are of one class".
         numbers: int64 [N], classes.
+        punished: what the probability of the true answer costs.
 
     Returns:
         float, a scalar; 0 where all images are of one class, or no two.
@@ -47,7 +73,7 @@ def pair_loss(similarity: Tensor, numbers: Tensor, theta: float = 0.5, gamma: fl
     same = numbers[:, None] == numbers
     apart = ~torch.eye(len(numbers), dtype=torch.bool, device=numbers.device)
     probability = torch.sigmoid(torch.where(same, similarity.float(), -similarity.float()))
-    each = reinforced_focal(probability, theta, gamma)
+    each = punished(probability)
     kinds = [each[same & apart], each[~same]]
     if not all(len(kind) for kind in kinds):
         return each.sum() * 0
@@ -91,6 +117,21 @@ def triplet_loss(embeddings: Tensor, triplets: Tensor, margin: float = 0.2) -> T
     )
 
 
+def nearest_prototype(train: Tensor, labels: Tensor, test: Tensor, classes: int) -> Tensor:
+    """The class whose mean embedding has the largest cosine similarity.
+
+    Args:
+        train: float [N, D], embeddings whose class is known; labels: int64 [N], every class among them.
+        test: float [M, D].
+        classes: how many there are.
+
+    Returns:
+        int64 [M].
+    """
+    means = torch.stack([train[labels == number].mean(0) for number in range(classes)])
+    return (test @ F.normalize(means, dim=1).T).argmax(1)
+
+
 def draw_triplets(
     numbers: NDArray[np.integer],
     scales: NDArray[np.integer],
@@ -132,9 +173,12 @@ def draw_triplets(
 class ClassOrder:
     """Batches of P classes × M magnifications × K images: which tile, at which magnification, an image index shows.
 
+    Each of the K parts of a batch holds every class and magnification once, so that processes which share a batch have
+    them alike.
+
     Args:
         numbers: int64 [N], the class of each tile.
-        scales: int64 [N, S] bool, at which of S magnifications a tile can be shown.
+        scales: bool [N, S], at which of S magnifications a tile can be shown.
         classes, magnifications, images: P, M and K of a batch.
         seed: of the draws; the place at an index depends on nothing else.
 
@@ -180,8 +224,8 @@ class ClassOrder:
     def __call__(self, index: int) -> tuple[int, int]:
         """The tile and the number of the magnification at a global image index."""
         number, place = divmod(index, self.batch)
-        first, rest = divmod(place, self.magnifications * self.images)
-        second, third = divmod(rest, self.images)
+        third, rest = divmod(place, self.classes * self.magnifications)
+        first, second = divmod(rest, self.magnifications)
         generator = draws(self.seed, "smse batch", number)
         label = int(generator.permutation(self.known)[first])
         scale = int(generator.permutation(self.scales.shape[1])[second])

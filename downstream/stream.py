@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import Dataset
 
 from downstream.recipe import CropSettings
-from downstream.task import Task
+from downstream.task import Ordered, Task
 from histo.crops import crop
 from histo.magnification import step_to
 from histo.probes.embedding import fitted
@@ -40,7 +40,7 @@ class LabelledCrops(Dataset[dict[str, Any]]):
         self.order = Order(seed, "labelled order", [len(some) for some in self.sets], shares)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        tile = self.task.prepared(self._tile(self.order(index)))
+        tile = self.task.prepared(self._tile(index))
         generator = draws(self.seed, "labelled crop", index)
         if self.whole:
             tile = replace(tile, image=fitted(tile, self.settings.size), instances=None)
@@ -49,8 +49,11 @@ class LabelledCrops(Dataset[dict[str, Any]]):
         cut = crop(tile, self.settings.size, generator, smallest_side=smallest, step=step)
         return {"image": torch.from_numpy(cut.image), "index": index, **self.task.item(cut, index)}
 
-    def _tile(self, position: int) -> Tile:
-        """Positions count through the sets one after the other."""
+    def _tile(self, index: int) -> Tile:
+        """That of the task's own order, or of the one that goes through the sets, whose positions count on."""
+        if isinstance(self.task, Ordered):
+            return self.task.tile(self.sets[0], index)
+        position = self.order(index)
         for tiles in self.sets:
             if position < len(tiles):
                 return tiles[position]

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,4 +79,17 @@ class Task(Protocol):
 
     def export(self, network: nn.Module, card: dict[str, Any], folder: Path) -> Path:
         """Write what users load; returns the file."""
+        ...
+
+
+@runtime_checkable
+class Ordered(Protocol):
+    """A task that says which tile an image index shows, as where a batch must hold several classes."""
+
+    def tile(self, tiles: TileSet, index: int) -> Tile:
+        """The tile from which the crop of a global image index is cut; pure in its arguments.
+
+        Args:
+            tiles: the training part.
+        """
         ...

@@ -4,7 +4,7 @@ from importlib import import_module
 
 from downstream.task import Task
 
-NAMES = ("classify", "instances", "segment")
+NAMES = ("classify", "instances", "segment", "smse")
 
 
 def task_class(name: str) -> type[Task]:
