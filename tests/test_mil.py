@@ -24,7 +24,7 @@ from histo.phantom import PhantomTissue
 from histo.phantom.slides import PhantomSlides, write_slides
 from histo.slides.readers import Slide
 from histo.slides.streaming import SlideEntry
-from histo.tiles import open_tiles
+from histo.tiles import TileSet, open_tiles
 from histo.tiles.entries import TileEntry
 from histo.tiles.tables import write_folder
 
@@ -304,17 +304,24 @@ def test_a_patient_with_slides_in_two_parts_is_refused(slides: Path, tmp_path: P
         open_bags(DataSettings(str(table), mpp=0.5), 64, 0)
 
 
-def test_features_of_another_cut_are_others(slides: Path) -> None:
-    """The same names of tiles, other pixels: at another µm/px or size, and after the slide changed."""
+def test_features_of_another_cut_are_others(slides: Path, tmp_path: Path) -> None:
+    """The same name of a tile, other pixels: at another µm/px or size, and after the slide changed."""
     encoder = torch.nn.Conv2d(3, 1, 1)
+    entry = open_tiles(slides, mpp=0.5, size=64).entries[0]
+    assert isinstance(entry, SlideEntry)
 
-    def key(mpp: float, size: int) -> str:
-        tiles = open_tiles(slides, mpp=mpp, size=size)
-        tiles = type(tiles)(tiles.entries.take([0]))
-        return _key(encoder, tiles, 64, (0.5,) * 3, (0.5,) * 3, False)
+    def key(one: SlideEntry) -> str:
+        return _key(encoder, TileSet([one]), 64, (0.5,) * 3, (0.5,) * 3, False)
 
-    assert len({key(0.5, 64), key(0.5, 65), key(0.6, 64)}) == 3
-    assert key(0.5, 64) == key(0.5, 64)
+    changed = tmp_path / "slide.tif"
+    changed.write_bytes(entry.row.path.read_bytes() + b"0")
+    others = [
+        replace(entry, box=(*entry.box[:2], 65, 65)),
+        replace(entry, sampling=replace(entry.sampling, mpp=0.6, step=1.2)),
+        replace(entry, row=replace(entry.row, path=changed)),
+    ]
+    assert len({key(one) for one in (entry, *others)}) == 4
+    assert key(entry) == key(entry)
 
 
 def test_a_mask_of_another_shape_is_refused(slides: Path, tmp_path: Path) -> None:
