@@ -69,7 +69,7 @@ def heat_map(
     pen.text((4, 4), title, fill="black")
     bar = colours(np.linspace(0, 1, min(256, width)))[None].repeat(12, 0)
     page.paste(Image.fromarray(bar), (0, TITLE + height + 4))
-    marked = "; red: marked in the slide's mask" if truth is not None else ""
+    marked = "; red: marked in the slide's mask" if truth is not None and truth.any() else ""
     scale = f"attention from 0 to {highest * len(weights):.1f} times an even share{marked}"
     pen.text((4, TITLE + height + 19), scale, fill="black")
     return np.asarray(page)
