@@ -35,8 +35,8 @@ def write_page(folder: Path, commands: Sequence[str]) -> Path:
     ahead = sum(found["pretrained"] > found["random"] for found in scores.values())
     report.text(
         f"From phantom tissue alone: a translator, an encoder, and {len(TASKS)} tasks learned from it and from random "
-        f"weights. The pretrained encoder is ahead in {ahead} of {len(TASKS)}; with so little training that tells how to "
-        "compare, and not which is better."
+        f"weights. The pretrained encoder is ahead in {ahead} of {len(TASKS)}; with so little training that shows how "
+        "to compare, not which is better."
     )
     rows = [
         [question, _number(scores[task], "pretrained"), _number(scores[task], "random"), said]
@@ -137,8 +137,9 @@ def _cases(run: Path, count: int = 2) -> list[tuple[NDArray[np.uint8], str]]:
 
 def _save_picture(folder: Path, drawn: NDArray[np.uint8] | None) -> None:
     """What the translator drew above what the encoder's nuclei are, for a page that shows the project."""
-    best = [picture for picture, caption in _cases(folder / "nuclei" / "pretrained", 4) if caption.startswith("best")]
-    parts = [part for part in (drawn, *best) if part is not None]
+    best = [picture for picture, caption in _cases(folder / "nuclei" / "pretrained") if caption.startswith("best")]
+    top = None if drawn is None else drawn[: len(drawn) // 2]
+    parts = [part for part in (top, *best) if part is not None]
     width = max(part.shape[1] for part in parts)
     padded = [np.pad(part, ((4, 4), (0, width - part.shape[1]), (0, 0)), constant_values=255) for part in parts]
     Image.fromarray(np.concatenate(padded)).save(folder / FOUND)
