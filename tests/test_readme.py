@@ -15,6 +15,8 @@ from slide_specimens import tissue_on_glass, write_slide
 
 from histo.encoders import architecture, build, open_encoder, write_card, write_hub
 from histo.phantom import PhantomTissue
+from histo.phantom.slides import PhantomSlides, write_slides
+from histo.tiles import open_tiles
 from histo.tiles.packing import pack
 from histo.tiles.tables import write_folder
 
@@ -22,6 +24,7 @@ ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL) for line in block.splitlines()]
 SNIPPETS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+TOY_NUCLEI = ["--train.images", "8", "--train.batch_size", "4", "--instances.flips", "false", "--data.workers", "0"]
 
 
 @pytest.mark.slow
@@ -54,8 +57,22 @@ def test_command(
     if "encoder compare" in command:
         for suffix in (".safetensors", ".json"):
             shutil.copy(encoder.with_suffix(suffix), tmp_path / f"ciga{suffix}")
-    if "pretrain/probe.py" in command:
+    if "pretrain/probe.py" in command or "--encoder.source runs/encoder" in command:
         shutil.copytree(toy_run / "export", tmp_path / "encoder" / "export")
+    if "--data.extra runs/labelled" in command:
+        shutil.copytree(tile_folder, tmp_path / "labelled")
+    if "runs/slides/slides.csv" in command:
+        write_slides(PhantomSlides(0, size=256, count=10), tmp_path / "slides")
+    if "nucleate compare" in command or "downstream/predict.py" in command:
+        runs = request.getfixturevalue("nuclei_runs")
+        shutil.copytree(runs, tmp_path, dirs_exist_ok=True)
+    if "downstream/score.py" in command:
+        maps = tmp_path / "predicted" / "labels" / "images"  # the true ones, as predict.py names them
+        maps.mkdir(parents=True)
+        (tmp_path / "predicted" / "predict.json").write_text(json.dumps({"finished": True, "kind": "instances"}))
+        for entry in open_tiles(tile_folder).entries:
+            if entry.split == "test":
+                shutil.copy(tile_folder / "labels" / f"{entry.path.stem}.png", maps)
     if "path/to/slides" in command:
         (tmp_path / "slides").mkdir()
         write_slide(tmp_path / "slides" / "phantom.tif", tissue_on_glass())
@@ -90,6 +107,10 @@ def test_command(
     if "pretrain/train.py" in words:
         words += ["--data.tile_size", "48", "--data.view_size", "32", "--encoder.architecture", "test_resnet"]
         words += ["--train.images", "8", "--train.batch_size", "4"]
+    if "downstream/train.py" in words:
+        words += ["--crop.size", "32", "--mil.epochs", "2", *TOY_NUCLEI]
+    if "phantom" in words:
+        words += ["--count", "2", "--size", "256"]
     if "pretrain/probe.py" in words:
         words += ["--tile_size", "32", "--folds", "2", "--stains", "2"]
     if "cellpose" in words:  # one tile, and weights made here
@@ -110,6 +131,10 @@ def test_command(
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert process.returncode == 0, process.stdout + process.stderr
+    if "downstream/train.py" in words:
+        assert "Done: " in process.stdout
+    if "downstream/score.py" in words:
+        assert json.loads((tmp_path / "predicted" / "scores.json").read_text())["scores"] == {"aji": 1.0, "pq": 1.0}
     if {"translate/train.py", "pretrain/train.py"} & set(words):
         assert "Done: 8 images" in process.stdout
     if "translate/score.py" in words:
@@ -118,6 +143,18 @@ def test_command(
         assert "2 of 2 made" in process.stdout
     if "translate/pseudomask.py" in words:
         assert "0 skipped" in process.stdout
+
+
+@pytest.fixture(scope="session")
+def nuclei_runs(tile_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two toy runs of downstream/train.py: `nuclei` with all labels, and `four` with four of them."""
+    runs = tmp_path_factory.mktemp("downstream-runs")
+    for name, more in (("nuclei", []), ("four", ["--data.label_images", "4"])):
+        command = [sys.executable, "downstream/train.py", "--data.tiles", str(tile_folder), "--crop.size", "64"]
+        command += ["--encoder.architecture", "test_resnet", "--run.dir", str(runs / name), *TOY_NUCLEI, *more]
+        process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+        assert process.returncode == 0, process.stderr
+    return runs
 
 
 @pytest.fixture(scope="session")
@@ -133,17 +170,18 @@ def resnet_run(toy_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def test_python_lines(resnet_run: Path, tile_folder: Path, tmp_path: Path) -> None:
+def test_python_lines(resnet_run: Path, nuclei_runs: Path, tile_folder: Path, tmp_path: Path) -> None:
     names: dict[str, object] = {}
     hub = tmp_path / "hub"
     opened = open_encoder(str(resnet_run))
     write_hub(hub, opened.encoder, opened.architecture, opened.card)
     for snippet in SNIPPETS:
         text = snippet.replace("runs/first", str(resnet_run)).replace("runs/hub", str(hub))
+        text = text.replace("runs/nuclei", str(nuclei_runs / "nuclei"))
         for name, file in (("path/to/tile.png", "images/0.png"), ("path/to/mask.png", "labels/0.png")):
             text = text.replace(name, str(tile_folder / file))
         exec(compile(text, "README.md", "exec"), names)
     assert names["nuclei"].shape == (96, 96)  # type: ignore[attr-defined]
     assert names["tissue"].shape == (4, 1, 3, 96, 96)  # type: ignore[attr-defined]
-    assert len(SNIPPETS) == 5
-    assert len(COMMANDS) == 26
+    assert len(SNIPPETS) == 6
+    assert len(COMMANDS) == 34
