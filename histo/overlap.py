@@ -35,7 +35,7 @@ class Grid:
         tile: side of the windows in pixels.
         step: pixels between neighbours, which divides the tile or lies between its half and itself; tile / 2 overlaps
             by half.
-        origin: row and column of any one window's first pixel, where windows overlap by half or more.
+        origin: row and column of any one window's first pixel; without effect where windows overlap by less than half.
     """
 
     tile: int
@@ -43,7 +43,7 @@ class Grid:
     origin: Corner = (0, 0)
 
     def __post_init__(self) -> None:
-        if self.tile < 1 or self.step < 1 or (self.tile % self.step and not self.narrow) or self.step > self.tile:
+        if self.tile < 1 or self.step < 1 or (self.tile % self.step and not self.narrow):
             raise InputError(
                 f"Windows of {self.tile} pixels have a step of {self.step}, expected a step that divides the window, "
                 "or one from its half to itself; choose a half or a quarter of it."
@@ -51,8 +51,8 @@ class Grid:
 
     @property
     def narrow(self) -> bool:
-        """Whether windows overlap by less than half."""
-        return 2 * self.step > self.tile
+        """Whether windows overlap, and by less than half."""
+        return self.tile / 2 < self.step < self.tile
 
     def starts(self, length: int, axis: int) -> list[int]:
         """First pixels, rising, of the windows that touch a side of `length` pixels; below 0 for the first ones."""
@@ -67,7 +67,7 @@ class Grid:
 
     def weights(self, length: int) -> NDArray[np.float32]:
         """float32 [tile], which add up to 1 wherever windows on a side of `length` pixels overlap, up to its border."""
-        if length <= self.tile or self.tile == self.step:
+        if length <= self.tile:
             return np.ones(self.tile, dtype=np.float32)
         if self.narrow:
             overlap = self.tile - self.step

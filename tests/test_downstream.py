@@ -56,8 +56,12 @@ def arguments(tissue: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def finished(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """On one thread, as the processes that are stopped and resumed: sums of several differ in their last bits."""
     run = tmp_path_factory.mktemp("finished") / "run"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     main([*arguments, "--data.workers", "0", "--run.dir", str(run), "--seeds", "[0,1]"])
+    torch.set_num_threads(threads)
     return run
 
 

@@ -25,7 +25,7 @@ def identity(tiles: Tensor, corners: list[Corner]) -> Tensor:
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(
-    ("step", "origin"), [(16, (0, 0)), (8, (0, 0)), (8, (3, -5)), (4, (1, 2)), (9, (0, 0)), (13, (0, 0))]
+    ("step", "origin"), [(16, (0, 0)), (8, (0, 0)), (8, (3, -5)), (4, (1, 2)), (9, (0, 0)), (13, (0, 0)), (16, (5, 3))]
 )
 def test_a_network_that_changes_nothing_gives_the_image_back(size: tuple[int, int], step: int, origin: Corner) -> None:
     image = picture(*size)
@@ -169,3 +169,8 @@ def test_a_network_of_coarser_pixels_sees_them_and_its_maps_come_back() -> None:
 def test_windows_of_the_right_size_are_left_alone() -> None:
     tiles = torch.rand(2, 3, 32, 32)
     assert at_side(lambda tiles, corners: tiles, 32)(tiles, []) is tiles
+
+
+def test_windows_side_by_side_begin_where_they_are_told() -> None:
+    assert Grid(16, 16, (5, 3)).starts(40, 0) == [-11, 5, 21, 37]
+    assert (Grid(16, 16).weights(40) == 1).all()
