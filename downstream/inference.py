@@ -82,6 +82,11 @@ class TrainedTask:
         return self.kind in (CLASSIFIER, SIMILARITY)
 
     @property
+    def judges_bags(self) -> bool:
+        """Whether it says of which class a bag of tiles is."""
+        return self.kind == BAGS
+
+    @property
     def types(self) -> list[str]:
         """Names of the types of nuclei that it tells, from 1; empty where it tells none."""
         return list(self.card.get("types") or []) if self.nuclei else []
@@ -103,14 +108,14 @@ class TrainedTask:
             InputError: another shape or dtype, an image coarser than the training's, or of task smse one smaller than
                 its crops.
         """
+        if self.kind == BAGS:
+            bag = self.bags.of_image(channels_first(image))
+            return Prediction(bag.label, bag.probabilities)
         bf16 = self.card.get("precision") == "bf16"
         with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):  # as it was scored
             return self._predicted(channels_first(image), mpp)
 
     def _predicted(self, levels: NDArray[np.uint8], mpp: float | None) -> Prediction:
-        if self.kind == BAGS:
-            bag = self.bags.of_image(levels)
-            return Prediction(bag.label, bag.probabilities)
         side = int(self.card["tile_size"])
         if isinstance(self.network, Embedder):
             likely = looked(self.network, [_at_best(levels, mpp, self.card["magnifications"])], side)[1][0].numpy()

@@ -134,6 +134,11 @@ def _open(settings: PredictSettings) -> tuple[TrainedTask, Product, list[str]]:
             f"--data.split {settings.data.split} is of tiles and does not go with {given[0]}; leave it out."
         )
     task = downstream.load(settings.run)
+    if task.judges_bags:
+        raise InputError(
+            f"{settings.run} is of task mil, which judges bags and not single tiles; in Python, "
+            "downstream.load(RUN).predict_slide(PATH) or .predict_bag(TILES) says what it makes of them."
+        )
     if settings.probabilities and (task.nuclei or task.classes_tiles or settings.slide):
         raise InputError("--probabilities is of task segment on tiles or an image; leave it out.")
     if settings.slide is not None:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 import downstream
+from downstream import predict
 from downstream.aggregation import evaluate
 from downstream.attention import OPACITY, TITLE, colours, contact_sheet, heat_map
 from downstream.bagging import in_bags, open_bags
@@ -70,6 +71,12 @@ def test_patients_are_told_apart_by_a_third_of_their_tiles(run: Path) -> None:
     assert metrics["facts"]["tiles"].endswith("in bags of 6 to 6 tiles")
     assert sorted(path.name for path in (run / "seed0" / "attention").iterdir()) == [f"0{k}.png" for k in (1, 2, 3, 4)]
     assert "What the scored bags are judged by" in (run / "report.html").read_text()
+
+
+def test_bags_are_no_business_of_predict(run: Path, folder: Path, tmp_path: Path) -> None:
+    arguments = [str(run / "seed0"), "--data.tiles", str(folder), "--out", str(tmp_path / "out")]
+    with pytest.raises(InputError, match="is of task mil, which judges bags"):
+        predict.main(arguments)
 
 
 def test_what_is_loaded_says_what_was_scored(run: Path, folder: Path) -> None:
