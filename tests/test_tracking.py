@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from math import isnan, nan
 from pathlib import Path
 
@@ -63,6 +64,7 @@ def test_tensorboard_shows_the_last_life_only(tmp_path: Path, start: int) -> Non
     for images in (10, 20, 30, 40):
         tracker.scalars(images, {"loss": 1.0})
     tracker.close()
+    time.sleep(1.1)  # files of one second are ordered by a counter of the process as a text, in which 10 is before 9
     tracker = Tracker(tmp_path, start, enabled=True)
     tracker.scalars(start + 5, {"loss": 2.0})
     tracker.close()
