@@ -161,6 +161,11 @@ class Recipe:
                 f"crop.mpp is {self.crop.mpp}, but task {self.task} reads whole tiles resized to crop.size pixels; "
                 "leave crop.mpp out, or give --classify.whole false to learn from crops."
             )
+        if self.run.resume not in ("auto", "never"):
+            raise InputError(
+                f"run.resume is {self.run.resume!r}, but every seed and fold continues its own newest checkpoint; give auto "
+                "or never."
+            )
         if self.task in ("linear", "knn", "mil") and self.data.extra is not None:
             raise InputError(
                 f"data.extra is {self.data.extra}, but task {self.task} learns from the features of data.tiles alone; "

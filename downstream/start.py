@@ -62,6 +62,10 @@ def _scaling(recipe: Recipe, start: encoders.Start, images: list[NDArray[np.uint
 def _magnification(recipe: Recipe, labelled: Labelled, start: encoders.Start, height: int) -> list[str]:
     learned = start.facts["mpp"]
     known = [mpp for mpp in labelled.tiles.entries.facts("mpp").counts() if mpp is not None]
+    if recipe.crop.mpp is not None:
+        known = [recipe.crop.mpp]
+    elif recipe.task == "smse" and recipe.smse.mpp:
+        known = recipe.smse.mpp
     if learned is None or not known:
         return []
     whole = recipe.task in ("linear", "knn") or (recipe.task == "classify" and recipe.classify.whole)

@@ -55,19 +55,22 @@ def main(argv: list[str]) -> None:
     whole = chosen_folder(recipe.run, "downstream")
     fits = [(seed, fold) for seed in recipe.seeds for fold in range(recipe.data.folds or 1)]
     if request.dry_run:
-        whole.refuse_other_settings(asdict(recipe), recipe.FIXED)
+        _refuse_others(recipe, whole)
         print(as_yaml(recipe))
         for seed, fold in fits:
             if recipe.task == "mil":
                 labelled = open_bags(recipe.data, recipe.crop.size, seed, fold).labelled
             else:
                 labelled = open_labelled(recipe.data, _needs(recipe), seed, fold)
+                start = open_start(recipe, seed)
+                if recipe.task not in ON_FEATURES:
+                    task_class(recipe.task)(recipe, start, labelled, seed)  # refuses what the task cannot use
         print(f"dry run: settings and data are sound. {labelled.facts['labels used']}, {len(fits)} training(s).")
         return
     with occupied(whole, accelerator) as scratch:
         with together():
             if accelerator.is_main_process:
-                whole.refuse_other_settings(asdict(recipe), recipe.FIXED)
+                _refuse_others(recipe, whole)
                 whole.keep_config(as_yaml(recipe))
         results = []
         for seed, fold in fits:
@@ -192,6 +195,12 @@ def train(
             write_result(run.path, said)
         tracker.close()
     return Result.read(run.path)
+
+
+def _refuse_others(recipe: Recipe, whole: RunFolder) -> None:
+    """Refuse a folder of another run, and any run where a new one is asked for."""
+    whole.state(recipe.run.resume)
+    whole.refuse_other_settings(asdict(recipe), recipe.FIXED)
 
 
 def _needs(recipe: Recipe) -> Needs:

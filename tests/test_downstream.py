@@ -232,11 +232,20 @@ def test_a_frozen_encoder_stays_as_it_is(arguments: list[str], tmp_path: Path) -
         (["--seeds", "[0,0]"], r"seeds is \[0, 0\], expected different"),
         (["--crop.size", "50"], "crop.size is 50, expected a multiple of 32"),
         (["--instances.decoder", "pyramid"], "pyramid"),
+        (["--run.resume", "other/checkpoints/000000032"], r"run\.resume is .*continues its own newest checkpoint"),
     ],
 )
 def test_refusals(arguments: list[str], tmp_path: Path, extra: list[str], words: str) -> None:
     with pytest.raises(InputError, match=words):
         main([*arguments, "--data.workers", "0", "--run.dir", str(tmp_path / "run"), *extra])
+
+
+def test_a_new_run_is_not_laid_over_an_old_one(arguments: list[str], finished: Path) -> None:
+    """A finished run is looked up again, unless a new one was asked for."""
+    settings = [*arguments, "--data.workers", "0", "--run.dir", str(finished), "--seeds", "[0,1]"]
+    main(settings)
+    with pytest.raises(InputError, match=r"already holds a run; use --run\.resume auto"):
+        main([*settings, "--run.resume", "never"])
 
 
 def test_a_dry_run_trains_nothing(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,10 @@ import pytest
 from PIL import Image
 
 from downstream.cases import MATCHED, MISSED, WRONG, nuclei_picture, regions_picture
+from downstream.labelled import DataSettings, open_labelled
+from downstream.recipe import CropSettings, Recipe
+from downstream.start import disagreements, open_start
+from downstream.tasks.smse import SmseSettings
 from downstream.train import main
 from histo import encoders
 from histo.encoders import architecture, write_encoder
@@ -97,6 +101,17 @@ def test_an_encoder_that_does_not_fit_is_told_with_numbers(
     assert [words in sentence for sentence in result["warnings"]] == [True]
     assert words in capsys.readouterr().err
     assert words.partition(",")[0] in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_the_scale_of_crops_is_what_an_encoder_must_know(tiles: Path, tmp_path: Path) -> None:
+    """Crops read at the encoder's µm/px fit it, whatever the tiles have; those at several are told as a range."""
+    recipe = Recipe(data=DataSettings(tiles=str(tiles)), crop=CropSettings(size=64, mpp=1.0))
+    recipe.encoder.source = str(encoder_file(tmp_path, mpp=1.0))
+    labelled = open_labelled(recipe.data, "mask", 0)
+    assert disagreements(recipe, labelled, open_start(recipe, 0)) == []
+    several = replace(recipe, task="smse", crop=CropSettings(size=64), smse=SmseSettings(mpp=[0.5, 2.0]))
+    (sentence,) = disagreements(several, labelled, open_start(several, 0))
+    assert "learned at 1 µm/px, but sees these tiles at 0.5 to 2 µm/px;" in sentence
 
 
 def test_the_page_of_nuclei(tiles: Path, tmp_path: Path) -> None:

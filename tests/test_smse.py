@@ -313,6 +313,9 @@ def test_the_published_layout_at_its_own_magnifications(tmp_path: Path) -> None:
     ],
 )
 def test_refusals(arguments: list[str], tmp_path: Path, extra: list[str], words: str) -> None:
+    """A dry run refuses the same."""
+    with pytest.raises(InputError, match=words):
+        main([*arguments, "--run.dir", str(tmp_path / "run"), *extra, "--dry_run"])
     with pytest.raises(InputError, match=words):
         main([*arguments, "--run.dir", str(tmp_path / "run"), *extra])
 
