@@ -163,8 +163,8 @@ class Recipe:
             )
         if self.run.resume not in ("auto", "never"):
             raise InputError(
-                f"run.resume is {self.run.resume!r}, but every seed and fold continues its own newest checkpoint; give auto "
-                "or never."
+                f"run.resume is {self.run.resume!r}, but every seed and fold continues its own newest checkpoint; give "
+                "auto or never."
             )
         if self.task in ("linear", "knn", "mil") and self.data.extra is not None:
             raise InputError(
