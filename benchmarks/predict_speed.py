@@ -15,6 +15,7 @@ from machine import cpu_model, quickest
 from numpy.typing import NDArray
 from torch import Tensor
 
+from histo.dense import PIXELS, SHARED
 from histo.encoders import memory_layout
 from histo.flows import flows_of, instances_from
 from histo.instance_networks import Flipped, InstanceNetwork, InstanceSettings
@@ -34,7 +35,7 @@ def maps_of(reader: Callable[[Tensor], Reading], image: NDArray[np.uint8], grid:
         assert dense is not None
         return dense
 
-    for _ in blend(look, image, grid, 1):
+    for _ in blend(look, image, grid, PIXELS // grid.tile**2):
         pass
 
 
@@ -48,15 +49,15 @@ def main() -> None:
     flow, logits = flows_of(tile.instances) + noise, (tile.instances > 0) * 8.0 - 4
     decoded = quickest(lambda: instances_from(flow, logits), REPEATS)
     print(f"{cpu_model()}, {torch.get_num_threads()} threads; s, quickest of {REPEATS}\n")
-    print("| arithmetic | flips | network | flows to nuclei | both |\n|---|---|---|---|---|")
-    for bf16, flips in ((True, False), (True, True), (False, False)):
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            reader = Flipped(network) if flips else network
-            side, overlap = network.dense.reading((SIDE, SIDE), 256)
-            grid = Grid(side, side - (overlap or side // 2))
-            seen = quickest(partial(maps_of, reader, tile.image, grid), REPEATS)
-        name = "bf16" if bf16 else "fp32"
-        print(f"| {name} | {flips} | {seen:.2f} | {decoded:.2f} | {seen + decoded:.2f} |", flush=True)
+    print("| windows | arithmetic | flips | network | flows to nuclei | both |\n|---|---|---|---|---|---|")
+    for side in (128, 256):
+        grid = Grid(side, side - side // SHARED)
+        for bf16, flips in ((True, False), (True, True), (False, False)):
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                reader = Flipped(network) if flips else network
+                seen = quickest(partial(maps_of, reader, tile.image, grid), REPEATS)
+            name = "bf16" if bf16 else "fp32"
+            print(f"| {side}² | {name} | {flips} | {seen:.2f} | {decoded:.2f} | {seen + decoded:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

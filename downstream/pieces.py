@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from downstream.inference import TrainedTask
 from downstream.predictions import with_folder, write_picture
+from histo.dense import SHARED
 from histo.errors import InputError, writing
 from histo.files import written_whole
 from histo.masks import read_instances, write_instances
@@ -216,8 +217,7 @@ class Slides:
 def _windows(task: TrainedTask) -> tuple[int, int | None]:
     """Side and overlap of the windows that a slide is read in; None is half."""
     tile = int(task.card["tile_size"])
-    dense = getattr(task.network, "dense", None)
-    return (tile, None) if dense is None else dense.reading((10**6, 10**6), tile)
+    return tile, tile // SHARED if getattr(task.network, "dense", None) else None
 
 
 def of_core(instances: NDArray[np.int32], core: tuple[slice, slice]) -> NDArray[np.int32]:

@@ -9,8 +9,10 @@ from histo.encoders import Architecture, build
 from histo.encoders.layouts import renamed
 from histo.errors import InputError
 
-LARGEST = 1024  # side of a window; pixels. Larger ones save little and take more memory
-OVERLAP = 128  # of windows of a network that may read any size; pixels, more than what its maps depend on in practice
+# Neighbouring windows share 1/4 of their side. They are as large as the crops of the training and no larger: most of
+# what an encoder's pixels depend on lies beyond a crop, so it has learned with borders, and without them it misses
+# nuclei (docs/results.md). Sharing 1/2 takes twice the time and gains little.
+SHARED = 4
 
 PIXELS = 2**20  # that a network reads at a time
 
@@ -55,23 +57,6 @@ class DenseNetwork(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """float [N, 3, H, W], scaled as the encoder expects → float32 [N, outputs, H, W]."""
         return self.network(image).float()
-
-    def reading(self, size: tuple[int, int], tile: int, step: float = 1.0) -> tuple[int, int | None]:
-        """In which windows an image is best read: their side and their overlap in pixels of a window; None is half.
-
-        A network whose values depend on the pixels around them alone reads windows as large as the image or 1024
-        pixels, and few pixels twice. One that takes means over its window reads those of its training.
-
-        Args:
-            size: height and width of the image in its own pixels.
-            tile: side of the tiles that the network was trained on; pixels, a multiple of 32.
-            step: pixels of the image from one pixel of a window to the next.
-        """
-        if any(isinstance(part, (nn.GroupNorm, nn.InstanceNorm2d, nn.AdaptiveAvgPool2d)) for part in self.modules()):
-            return tile, None
-        shorter = 32 * -(-round(min(size) / step) // 32)
-        side = max(tile, min(shorter, LARGEST))
-        return side, min(OVERLAP, side // 4)
 
     def take(self, weights: Mapping[str, Tensor]) -> None:
         """Start from an encoder's weights, all of them; what the decoder does not read of them is left out.

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from histo.dense import PIXELS, Decoder, DenseNetwork
+from histo.dense import PIXELS, SHARED, Decoder, DenseNetwork
 from histo.encoders import architecture, build_pyramid, read_card, write_card
 from histo.errors import InputError
 from histo.maskrcnn import MaskRCNNHead, MaskRCNNSettings
@@ -161,9 +161,9 @@ def find_nuclei(
     """
     if network.head == "maskrcnn":
         return segment_typed(network, image, tile, step=step)
-    side, overlap = network.dense.reading((image.shape[1], image.shape[2]), tile, step)
-    batch = max(1, PIXELS // side**2)
-    return segment_typed(Flipped(network) if flips else network, image, side, batch, step=step, overlap=overlap)
+    batch = max(1, PIXELS // tile**2)
+    reader = Flipped(network) if flips else network
+    return segment_typed(reader, image, tile, batch, step=step, overlap=tile // SHARED)
 
 
 def write_network(path: Path, network: InstanceNetwork, card: dict[str, Any]) -> None:

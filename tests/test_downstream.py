@@ -240,6 +240,16 @@ def test_refusals(arguments: list[str], tmp_path: Path, extra: list[str], words:
         main([*arguments, "--data.workers", "0", "--run.dir", str(tmp_path / "run"), *extra])
 
 
+def test_images_are_read_in_windows_of_the_training(finished: Path) -> None:
+    """No larger, which costs nuclei, and a quarter of each is its neighbour's."""
+    task = downstream.load(finished)
+    assert isinstance(task.network, InstanceNetwork)
+    sizes = []
+    task.network.dense.register_forward_pre_hook(lambda _, inputs: sizes.extend(tuple(x.shape[1:]) for x in inputs[0]))
+    task.predict(PhantomTissue(2, size=192)[0].image[:, :150])
+    assert sizes == [(3, 64, 64)] * 3 * 4  # from 0, 48 and 96 down; from 0, 48, 96 and 144 across
+
+
 def test_a_new_run_is_not_laid_over_an_old_one(arguments: list[str], finished: Path) -> None:
     """A finished run is looked up again, unless a new one was asked for."""
     settings = [*arguments, "--data.workers", "0", "--run.dir", str(finished), "--seeds", "[0,1]"]

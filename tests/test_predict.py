@@ -205,17 +205,13 @@ def test_a_classifier_tells_that_tiles_are_wider(
     assert "96 µm wide, those of the training 48" in capsys.readouterr().err
 
 
-def test_nuclei_of_a_slide_are_those_of_the_whole(
-    finder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nuclei_of_a_slide_are_those_of_the_whole(finder: Path, tmp_path: Path) -> None:
     """Pieces with margins give the nuclei of the slide read at once, none cut or doubled."""
-    monkeypatch.setattr("histo.dense.LARGEST", 128)
-    monkeypatch.setattr("histo.dense.OVERLAP", 32)
     picture = tissue_on_glass(1, 1, side=320)
     row = SlideRow(write_slide(tmp_path / "slide.tif", picture), "slide.tif")
     task = downstream.load(finder)
     product = Slides(task, [row], None, core=192)
-    assert (product.core, product.margin, product.overlap) == (192, 192, 32)
+    assert (product.core, product.margin, product.overlap) == (192, 144, 16)
     product.make(0, tmp_path / "out")
     whole = task.predict(picture).instances
     assert whole is not None

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from downstream.cases import regions_picture
 from downstream.labelled import Labelled
 from downstream.task import Evaluation, Tensors
-from histo.dense import PIXELS, Decoder, DenseNetwork
+from histo.dense import PIXELS, SHARED, Decoder, DenseNetwork
 from histo.encoders import Start, write_card
 from histo.errors import InputError
 from histo.magnification import step_to
@@ -183,8 +183,7 @@ def find_regions(network: Regions, image: NDArray[np.uint8], tile: int, step: fl
     def look(tiles: Tensor, corners: list[Corner]) -> Tensor:
         return network(tiles.to(device)).softmax(1)
 
-    side, overlap = network.dense.reading((image.shape[1], image.shape[2]), tile, step)
-    window = window_of(side, step)
-    apart = window // 2 if overlap is None else window - round(overlap * step)
-    bands = list(blend(at_side(look, side), image, Grid(window, apart), max(1, PIXELS // side**2)))
+    window = window_of(tile, step)
+    grid = Grid(window, window - round(tile // SHARED * step))
+    bands = list(blend(at_side(look, tile), image, grid, max(1, PIXELS // tile**2)))
     return np.concatenate([band for _, band in bands], 1)
