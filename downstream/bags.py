@@ -1,7 +1,7 @@
 """Bags of tile features: what a slide or a patient is, read from its tiles without saying which of them matter.
 
-Gated attention after Ilse, Tomczak and Welling, "Attention-based deep multiple instance learning" (ICML 2018),
-equation 9; mean, max and top-k are the baselines it is to beat.
+Gated attention after Ilse, Tomczak and Welling, "Attention-based deep multiple instance learning" (ICML 2018);
+mean, max and top-k are the baselines it is to beat.
 """
 
 import math

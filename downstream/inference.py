@@ -102,14 +102,19 @@ class TrainedTask:
         Args:
             image: uint8 RGB, [3, H, W] or [H, W, 3], of any size.
             mpp: its µm/px, from which it is brought to that of the training (of task smse: to the finest of the card's
-                `magnifications` that is no finer than the image); None: it has that of the training.
+                `magnifications` that is no finer than the image); None: it has that of the training. Of no effect on
+                classes of whole tiles, which are resized to the training's pixels.
 
         Raises:
             InputError: another shape or dtype, an image coarser than the training's, or of task smse one smaller than
                 its crops.
         """
         if self.kind == BAGS:
-            bag = self.bags.of_image(channels_first(image))
+            levels = channels_first(image)
+            if mpp is not None:
+                step = step_to(self.card.get("mpp"), mpp, "The image")
+                levels = resized(levels, *(max(1, round(side / step)) for side in levels.shape[1:]))
+            bag = self.bags.of_image(levels)
             return Prediction(bag.label, bag.probabilities)
         bf16 = self.card.get("precision") == "bf16"
         with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):  # as it was scored
@@ -120,11 +125,11 @@ class TrainedTask:
         if isinstance(self.network, Embedder):
             likely = looked(self.network, [_at_best(levels, mpp, self.card["magnifications"])], side)[1][0].numpy()
             return Prediction(self.card["classes"][int(likely.argmax())], likely)
-        step = step_to(self.card.get("mpp"), mpp, "The image") if mpp is not None else 1.0
         if self.kind == CLASSIFIER:
             tile = torch.from_numpy(resized(levels, side, side).copy())[None].to(self.device)
             found = self.network(tile).float().softmax(1)[0].cpu().numpy()
             return Prediction(self.card["classes"][int(found.argmax())], found)
+        step = step_to(self.card.get("mpp"), mpp, "The image") if mpp is not None else 1.0
         if self.kind == REGIONS:
             assert isinstance(self.network, Regions)
             maps = find_regions(self.network, levels, side, step)

@@ -17,6 +17,7 @@ from downstream.task import Evaluation, Task, Tensors
 from histo.batch_norm import share
 from histo.encoders import memory_layout
 from histo.errors import InputError
+from histo.randomness import draws
 from histo.running.checkpoints import Checkpoint, optimizer_tensors, restore_optimizer
 from histo.running.updates import Update
 from histo.stains.jitter import draw_jitter, jitter_hed
@@ -56,6 +57,8 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = group["share"] * self.rate()
         batch = {name: value.to(self.accelerator.device, non_blocking=True) for name, value in batch.items()}
+        place = self.images + self.accelerator.process_index  # dropout of some decoders draws alike after a resume
+        torch.manual_seed(int(draws(self.seed, "dropout", place).integers(2**63)))
         with torch.no_grad():
             images = self._shown(batch.pop("image"), batch["index"].tolist())
         with self.accelerator.autocast():

@@ -11,7 +11,7 @@ Weights = Literal["none", "inverse"]
 
 
 def class_loss(logits: Tensor, numbers: Tensor, kind: Loss, weights: Tensor | None, gamma: float) -> Tensor:
-    """Cross-entropy, or the focal loss (Lin et al., ICCV 2017, equation 4): −(1 − p)^γ · log p of the true class.
+    """Cross-entropy, or the focal loss (Lin et al., ICCV 2017): −(1 − p)^γ · log p of the true class.
 
     Args:
         logits: float [N, C]; numbers: int64 [N], classes from 0.

@@ -121,6 +121,9 @@ class Recipe:
         "data.folds",
         "data.label_fraction",
         "data.label_images",
+        "data.common_patients",
+        "data.mpp",
+        "data.on_bad",
         "crop",
         *NAMES,
         "linear",
@@ -128,6 +131,11 @@ class Recipe:
         "mil",
         "train.images",
         "train.batch_size",
+        "train.learning_rate",
+        "train.encoder_rate",
+        "train.layer_decay",
+        "train.weight_decay",
+        "train.warmup",
         "train.average",
         "train.precision",
         "seeds",
@@ -155,11 +163,10 @@ class Recipe:
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or not all(0 <= s < 2**63 for s in self.seeds):
             raise InputError(f"seeds is {self.seeds}, expected different whole numbers from 0.")
-        whole = self.task in ("linear", "knn") or (self.task == "classify" and self.classify.whole)
-        if whole and self.crop.mpp is not None:
+        if self.task in ("linear", "knn", "classify") and self.crop.mpp is not None:
             raise InputError(
-                f"crop.mpp is {self.crop.mpp}, but task {self.task} reads whole tiles resized to crop.size pixels; "
-                "leave crop.mpp out, or give --classify.whole false to learn from crops."
+                f"crop.mpp is {self.crop.mpp}, but task {self.task} judges whole tiles resized to crop.size pixels; "
+                "leave crop.mpp out."
             )
         if self.run.resume not in ("auto", "never"):
             raise InputError(

@@ -170,7 +170,8 @@ def train(
                     scalars = mean_losses(sums, accelerator)
                     tracker.scalars(learner.images, scalars | {"rate": learner.rate()} | pace.scalars(learner.images))
                     sums.clear()
-                if first and passed(before, learner.images, recipe.train.look_every):
+                last = learner.images >= recipe.train.images
+                if first and (last or passed(before, learner.images, recipe.train.look_every)):
                     _look(learner, labelled, tracker)
                 if passed(before, learner.images, recipe.train.save_every):
                     save()

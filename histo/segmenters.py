@@ -103,7 +103,7 @@ def levels_of(pyramid: nn.Module, maps: list[Tensor]) -> list[Tensor]:
 
 
 class SemanticHead(nn.Module):
-    """Panoptic FPN's semantic branch (Kirillov et al. 2019, figure 3): each level to stride 4, sum, some values."""
+    """Panoptic FPN's semantic branch (Kirillov et al. 2019): each level to stride 4, sum, some values."""
 
     def __init__(self, width: int, outputs: int) -> None:
         super().__init__()

@@ -1,6 +1,7 @@
 """Learning from labels end to end: it learns, it resumes bit for bit, seeds add up, and mistakes are one sentence."""
 
 import json
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -9,15 +10,20 @@ from typing import cast
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 import downstream
-from downstream.recipe import CropSettings
+from downstream.labelled import DataSettings, open_labelled
+from downstream.recipe import CropSettings, EncoderSettings, Recipe
+from downstream.start import open_start
 from downstream.stream import LabelledCrops
 from downstream.task import Task
+from downstream.tasks.segment import Segment, SegmentSettings
 from downstream.train import main
 from histo import encoders, instance_networks
 from histo.errors import InputError
 from histo.instance_networks import Flipped, InstanceNetwork, InstanceSettings
+from histo.metrics.regions import IGNORED
 from histo.phantom import PhantomTissue
 from histo.running import checkpoints
 from histo.segmenters import segment
@@ -232,6 +238,11 @@ def test_a_frozen_encoder_stays_as_it_is(arguments: list[str], tmp_path: Path) -
         (["--seeds", "[0,0]"], r"seeds is \[0, 0\], expected different"),
         (["--crop.size", "50"], "crop.size is 50, expected a multiple of 32"),
         (["--instances.decoder", "pyramid"], "pyramid"),
+        (["--task", "classify", "--crop.mpp", "1"], "judges whole tiles resized to crop.size pixels; leave"),
+        (
+            ["--task", "classify", "--encoder.architecture", "vit_tiny_patch16_224"],
+            "cannot take tiles of 64 px .*; change --crop.size",
+        ),
         (["--run.resume", "other/checkpoints/000000032"], r"run\.resume is .*continues its own newest checkpoint"),
     ],
 )
@@ -242,12 +253,55 @@ def test_refusals(arguments: list[str], tmp_path: Path, extra: list[str], words:
 
 def test_images_are_read_in_windows_of_the_training(finished: Path) -> None:
     """No larger, which costs nuclei, and a quarter of each is its neighbour's."""
-    task = downstream.load(finished)
+    task = downstream.load(finished / "seed0")
     assert isinstance(task.network, InstanceNetwork)
     sizes = []
-    task.network.dense.register_forward_pre_hook(lambda _, inputs: sizes.extend(tuple(x.shape[1:]) for x in inputs[0]))
+    task.network.dense.register_forward_pre_hook(lambda _, inputs: sizes.extend(tuple(x.shape) for x in inputs[0]))
     task.predict(PhantomTissue(2, size=192)[0].image[:, :150])
     assert sizes == [(3, 64, 64)] * 3 * 4  # from 0, 48 and 96 down; from 0, 48, 96 and 144 across
+
+
+def test_dropout_draws_alike_after_a_resume(arguments: list[str], tmp_path: Path) -> None:
+    """A decoder with dropout, taken up at half its length, is the one that was not stopped."""
+    wanted = [*arguments, "--instances.decoder", "fpn", "--data.workers", "0", "--train.images", "64"]
+    whole, halved = tmp_path / "whole", tmp_path / "halved"
+    main([*wanted, "--run.dir", str(whole)])
+    shutil.copytree(whole, halved)
+    (halved / "seed0" / "metrics.json").unlink()
+    shutil.rmtree(max((halved / "seed0" / "checkpoints").iterdir()))
+    main([*wanted, "--run.dir", str(halved)])
+    files = [run / "seed0" / "export" / "instances.safetensors" for run in (whole, halved)]
+    first, second = (instance_networks.load(file)[0].state_dict() for file in files)
+    for name, weight in first.items():
+        torch.testing.assert_close(weight, second[name], rtol=0, atol=0)
+
+
+def test_the_last_network_is_looked_at(arguments: list[str], tmp_path: Path) -> None:
+    """A validation part counts however seldom it is looked at."""
+    settings = [*arguments, "--data.validation_share", "0.3", "--data.workers", "0", "--train.look_every", "9999"]
+    main([*settings, "--train.images", "32", "--run.dir", str(tmp_path / "run")])
+    result = json.loads((tmp_path / "run" / "seed0" / "metrics.json").read_text())
+    assert "that of 32 crops, the best by aji" in result["facts"]["network"]
+
+
+def test_a_finished_run_is_not_another_ones(arguments: list[str], finished: Path) -> None:
+    settings = [*arguments, "--data.workers", "0", "--run.dir", str(finished), "--seeds", "[0,1]"]
+    with pytest.raises(InputError, match=r"train\.learning_rate"):
+        main([*settings, "--train.learning_rate", "1e-4"])
+
+
+def test_a_batch_without_labels_moves_nothing(tissue: Path) -> None:
+    """Its loss is 0; a weighted one is the weighted mean over what is labelled."""
+    recipe = Recipe("segment", DataSettings(str(tissue)), encoder=EncoderSettings(architecture="test_resnet"))
+    recipe.segment = SegmentSettings(dice=0, weights=[1.0, 3.0])
+    task = Segment(recipe, open_start(recipe, 0), open_labelled(recipe.data, "mask", 0), 0)
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 255
+    numbers = torch.full((2, 64, 64), IGNORED)
+    assert float(task.losses(images, {"numbers": numbers})["cross_entropy"]) == 0
+    numbers[0, :32], numbers[0, 32:] = 0, 1
+    logits = task.network(images / 127.5 - 1)
+    expected = F.cross_entropy(logits, numbers, torch.tensor([1.0, 3.0]), ignore_index=IGNORED)
+    torch.testing.assert_close(task.losses(images, {"numbers": numbers})["cross_entropy"], expected)
 
 
 def test_a_new_run_is_not_laid_over_an_old_one(arguments: list[str], finished: Path) -> None:

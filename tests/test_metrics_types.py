@@ -364,9 +364,9 @@ def test_f1_by_hand():
     types, found = np.array([0, 1, 1, 1, 2, 0, 2, 1]), np.array([0, 1, 1, 2, 2, 1, 1, 2])
     counts = detection_counts(truth, prediction, 1, types, found, 3)
     assert counts.f1 == pytest.approx(2 * 5 / (2 * 5 + 2 + 2))
-    # Type 1: TP 2, TN 1, FP 0, FN 1, FP_d 1, FN_d 1. Type 2: TP 1, TN 2, FP 1, FN 0, FP_d 1, FN_d 1. The pair of the
+    # Type 1: TP 2, FP 0, FN 1, FP_d 1, FN_d 1. Type 2: TP 1, FP 1, FN 0, FP_d 1, FN_d 1. The pair of the
     # nucleus of unknown type is in neither, and type 3 does not occur.
-    expected = [2 * 3 / (2 * 3 + 2 * 0 + 2 * 1 + 1 + 1), 2 * 3 / (2 * 3 + 2 * 1 + 2 * 0 + 1 + 1)]
+    expected = [2 * 2 / (2 * 2 + 2 * 0 + 2 * 1 + 1 + 1), 2 * 1 / (2 * 1 + 2 * 1 + 2 * 0 + 1 + 1)]
     assert counts.f1_by_type.tolist() == pytest.approx([*expected, np.nan], nan_ok=True)
 
 
@@ -376,10 +376,10 @@ def test_f1_by_type_equals_its_equation(seed):
     counts = DetectionCounts(rng.integers(0, 5, (4, 4)), rng.integers(0, 5, 4), rng.integers(0, 5, 4))
     pairs = [(a, b) for a in range(4) for b in range(4) for _ in range(counts.paired[a, b]) if a > 0]
     for kind in (1, 2, 3):
-        tp, tn = sum(a == b == kind for a, b in pairs), sum(a != kind != b for a, b in pairs)
+        tp = sum(a == b == kind for a, b in pairs)
         fp, fn = sum(a != kind == b for a, b in pairs), sum(a == kind != b for a, b in pairs)
-        whole = 2 * (tp + tn) + 2 * fp + 2 * fn + counts.false[kind] + counts.missed[kind]
-        assert counts.f1_by_type[kind - 1] == pytest.approx(2 * (tp + tn) / whole)
+        whole = 2 * tp + 2 * fp + 2 * fn + counts.false[kind] + counts.missed[kind]
+        assert counts.f1_by_type[kind - 1] == pytest.approx(2 * tp / whole)
 
 
 def test_detections_of_empty_maps():

@@ -108,8 +108,11 @@ class Segment:
 
     def losses(self, images: Tensor, items: Tensors) -> Tensors:
         logits, numbers = self.network(images / 127.5 - 1), items["numbers"]
-        weights = None if self.settings.weights is None else logits.new_tensor(self.settings.weights)
-        terms = {"cross_entropy": F.cross_entropy(logits, numbers, weights, ignore_index=IGNORED)}
+        weights = logits.new_tensor(self.settings.weights or [1.0] * logits.shape[1])
+        total = F.cross_entropy(logits, numbers, weights, ignore_index=IGNORED, reduction="sum")
+        known = numbers != IGNORED
+        counted = (weights[numbers * known] * known).sum()  # 0 in a batch where nothing is labelled
+        terms = {"cross_entropy": total / counted.clamp(min=torch.finfo(counted.dtype).tiny)}
         if self.settings.dice:
             from segmentation_models_pytorch.losses import DiceLoss  # imported here, as in histo.dense
 

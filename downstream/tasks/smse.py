@@ -34,6 +34,7 @@ from histo.encoders import Start, pooled
 from histo.errors import InputError
 from histo.metrics.classification import classification_scores, confusion, recognition_rate
 from histo.probes import knn
+from histo.running.processes import state
 from histo.tiles import Tile, TileCache, TileSet
 
 if TYPE_CHECKING:
@@ -130,6 +131,12 @@ class Smse:
             names = ", ".join(self.labelled.classes)
             raise InputError(f"smse.classes is {classes}, but the tiles have the classes {names}; lower it.")
         cell = classes * len(learned)
+        processes = state().num_processes  # each of which makes pairs of its own images
+        if processes > 1 and (batch % (cell * processes) or batch < 2 * classes * processes):
+            raise InputError(
+                f"train.batch_size is {batch}, which {processes} processes share, expected a multiple of "
+                f"{cell * processes} with 2 images of a class or more in each; change it, or start fewer processes."
+            )
         if batch % cell or batch < 2 * classes:
             raise InputError(
                 f"train.batch_size is {batch}, expected a multiple of {cell}, of {classes} classes at {len(learned)} "

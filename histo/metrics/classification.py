@@ -23,7 +23,7 @@ class ClassificationScores:
             each against the rest. Classes that no label has are left out; None where fewer than two are left.
         absent: the classes that no label has.
         ece: expected calibration error of the most probable class in 15 bins of equal width: the difference between
-            accuracy and mean probability of each bin, weighted with its share (Guo et al., ICML 2017, equation 5). Bins
+            accuracy and mean probability of each bin, weighted with its share (Guo et al., ICML 2017). Bins
             include their lower end, and a probability of exactly 1 has a bin of its own.
         confusion: number of images by true class and by predicted class.
         count: number of images (or patients).
@@ -148,8 +148,8 @@ def patient_means(
 def recognition_rate(predicted: Tensor, labels: Tensor, patients: Sequence[Hashable]) -> float:
     """Patient-level recognition rate: the mean over patients of the share of their images that are right.
 
-    Spanhol et al., IEEE Transactions on Biomedical Engineering 63, 2016 (BreakHis), equations 1 and 2. A patient's
-    images may be of several classes.
+    Spanhol et al., IEEE Transactions on Biomedical Engineering 63, 2016 (BreakHis). A patient's images may be
+    of several classes.
 
     Args:
         predicted: integer [N], classes from 0.

@@ -5,9 +5,10 @@ many as possible, and of such choices the one of the smallest sum of distances. 
 centroids first, those far apart included, and then drops pairs beyond the radius; it may so find fewer pairs.)
 
 - F_d = 2 TP / (2 TP + FP + FN) of pairs, predictions without a partner and true nuclei without one.
-- F_c of type t = 2 (TP + TN) / (2 (TP + TN) + 2 FP + 2 FN + FP_d + FN_d), where TP, FP, FN and TN count pairs by
-  whether their prediction and their true nucleus are of type t (TN: neither is), and FP_d and FN_d are the predictions
-  and true nuclei of type t without a partner.
+- F_c of type t = 2 TP / (2 TP + 2 FP + 2 FN + FP_d + FN_d), where TP, FP and FN count pairs by whether their prediction
+  and their true nucleus are of type t, and FP_d and FN_d are the predictions and true nuclei of type t without a
+  partner. (The paper's formula also adds pairs of which neither is of type t to TP; the authors' evaluation, from which
+  published figures are, leaves them out, and with them a type that is never told could have an F_c near 1.)
 
 True nuclei of unknown type (0) and their partners count in F_d alone; a predicted one of type 0 is of no type.
 """
@@ -72,10 +73,9 @@ class DetectionCounts:
         """float64 [T], F_c of types from 1; NaN for one that no true and no predicted nucleus has."""
         typed = self.paired[1:]
         true, found, right = typed.sum(axis=1), typed.sum(axis=0)[1:], typed[:, 1:].diagonal()
-        agreed = 2 * (typed.sum() - true - found + 2 * right)
         alone = self.missed[1:] + self.false[1:]
-        whole = agreed + 2 * (true + found - 2 * right) + alone
-        return np.divide(agreed, whole, out=np.full(len(true), np.nan), where=true + found + alone > 0)
+        whole = 2 * (true + found - right) + alone
+        return np.divide(2 * right, whole, out=np.full(len(true), np.nan), where=true + found + alone > 0)
 
 
 def detection_counts(

@@ -15,7 +15,7 @@ nuclei are of one type.
   from these sums; mPQ+ is the mean over types.
 
 Nuclei of type 0 count in binary PQ alone. Predictions that match a true one of type 0 (unknown) are left out of the
-counts of types, as those in unlabelled regions are by Kirillov et al. (section 4.2).
+counts of types, as those in unlabelled regions are by Kirillov et al.
 """
 
 from collections.abc import Sequence

@@ -20,7 +20,7 @@ def knn(
     """The class that a tile's nearest neighbours vote for.
 
     Neighbours are the k tiles of largest cosine similarity s, each with exp(s / temperature) votes: Wu et al., CVPR
-    2018 (arXiv 1805.01978), section 3.4, with the k of DINO (arXiv 2104.14294).
+    2018 (arXiv 1805.01978), with the k of DINO (arXiv 2104.14294).
 
     Args:
         train: float [N, D] features of tiles whose class is known.
