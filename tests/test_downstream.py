@@ -289,9 +289,10 @@ def test_labels_are_not_learned_from_if_further_tiles_have_all_crops(
             str(tmp_path / "run"),
         ]
     )
-    facts = json.loads((tmp_path / "run" / "metrics.json").read_text())["facts"]
-    assert facts["labels used"] == "0 of 16 training tiles"
-    assert "100% of the crops" in facts["extra"]
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["facts"]["labels used"] == "0 of 16 training tiles"
+    assert metrics["labels"] == 0
+    assert "100% of the crops" in metrics["facts"]["extra"]
 
 
 def test_patients_of_further_tiles_must_not_be_scored(arguments: list[str], tmp_path: Path) -> None:

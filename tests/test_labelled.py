@@ -100,6 +100,20 @@ def test_refusals(folder: Path, change: dict[str, object], words: str) -> None:
         open_labelled(DataSettings(**{"tiles": str(folder), **change}), "label", 0)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("change", "learned", "used"),
+    [({}, 32, 32), ({"extra_share": 1.0}, 32, 0), ({"extra_share": 1.0, "validation_share": 0.25}, 24, 8)],
+)
+def test_labels_that_choose_the_network_are_used_though_none_is_learned_from(
+    folder: Path, tmp_path: Path, change: dict[str, float], learned: int, used: int
+) -> None:
+    extra = write(tmp_path / "extra", [{"label": "a", "patient": "other"}])
+    found = open_labelled(DataSettings(str(folder), extra=str(extra), **change), "label", 0)  # type: ignore[arg-type]
+    assert len(found.parts["train"]) == learned
+    assert found.used == used
+    assert found.facts["labels used"] == f"{used} of 32 training tiles"
+
+
 def test_a_patient_in_two_parts_is_refused(tmp_path: Path) -> None:
     rows = [{"label": "ab"[k % 2], "patient": f"p{k // 2}", "split": ("train", "test")[k % 5 == 0]} for k in range(20)]
     folder = write(tmp_path / "tiles", rows)
