@@ -188,6 +188,10 @@ def test_frozen_features_are_made_once_and_read(coloured: Path, tmp_path: Path, 
     if task == "linear":
         found = downstream.load(tmp_path / "run" / "seed0-fold1").predict(open_tiles(coloured)[0].image)
         assert found.label == "pink"
+        return
+    for folder in ("run", "run/seed0-fold1"):
+        with pytest.raises(InputError, match=r"is a run of task knn, .* exports no network; train with --task linear"):
+            downstream.load(tmp_path / folder)
 
 
 def test_flips_of_a_mirrored_tile_are_the_mirrored_flips() -> None:
