@@ -49,7 +49,7 @@ class DataSettings:
     common_patients: bool = False
     """train although a patient is in two parts; every result then says so"""
     mpp: float | None = None
-    """µm/px of the tiles where their files do not say"""
+    """µm/px of all tiles, before what tiles.csv, shards or image files say; slides are cut at it; null: as these say"""
     on_bad: Literal["error", "skip"] = "error"
     """broken files: stop, or leave them out and list them"""
     workers: int = 1

@@ -55,7 +55,7 @@ class ScoreSettings:
     ignore: int | None = None
     """of segment: value of the labels that is not scored; null: as predict.py noted"""
     mpp: float | None = None
-    """µm/px of the labels where their files do not say, for F1 of detection"""
+    """µm/px of all labels, before what tiles.csv, shards or image files say, for detection_f1; null: as these say"""
     out: str | None = None
     """folder of scores.json and report.html; null: that of the predictions"""
 
