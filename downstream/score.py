@@ -45,7 +45,7 @@ class ScoreSettings:
     task: Literal["instances", "segment", "classify"] | None = None
     """what the predictions are; null: as predict.py noted"""
     metric: list[str] | str | None = None
-    """only these scores, by their names or the beginning of them; null: all"""
+    """only these scores by their names, and those whose names go on with _ (dice: also dice_CLASS); null: all"""
     split: str | None = None
     """only the tiles of this split; predictions of other splits are then passed over"""
     group: list[str] = field(default_factory=list)
@@ -165,7 +165,7 @@ def _chosen(scored: Scored, metric: list[str] | str | None) -> Scored:
     wanted = metric.split(",") if isinstance(metric, str) else metric
     kept: dict[str, float | None] = {}
     for one in wanted:
-        some = {name: value for name, value in scored.scores.items() if name == one or name.startswith(f"{one},")}
+        some = {name: value for name, value in scored.scores.items() if name == one or name.startswith(f"{one}_")}
         if not some:
             raise InputError(f"There is no score {one!r}; expected some of {'; '.join(scored.scores)}.")
         kept |= some
