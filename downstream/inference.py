@@ -26,6 +26,8 @@ from histo.errors import InputError
 from histo.images import channels_first
 from histo.magnification import FINEST, step_to
 from histo.probes.embedding import resized
+from histo.running.configs import read_config
+from histo.running.runs import RunFolder
 
 
 @dataclass
@@ -180,6 +182,13 @@ def open_task(path: Path, device: torch.device | None = None) -> TrainedTask:
     if len(found) == 1:
         return TrainedTask(found[0], device)
     if not found:
+        config = RunFolder(path).config
+        settings = read_config(config) if config.is_file() else None
+        if isinstance(settings, dict) and settings.get("task") == "knn":
+            raise InputError(
+                f"{path} is a run of task knn, which scores an encoder by nearest neighbours and exports no network; "
+                "train with --task linear on the same encoder to predict."
+            )
         raise InputError(f"{path} has no exported network; name a finished run of downstream/train.py.")
     names = ", ".join(sorted(file.parent.parent.name for file in found)[:6])
     raise InputError(f"{path} has networks of several trainings ({names}); name the folder of one of them.")

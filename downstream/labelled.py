@@ -49,7 +49,7 @@ class DataSettings:
     common_patients: bool = False
     """train although a patient is in two parts; every result then says so"""
     mpp: float | None = None
-    """µm/px of the tiles where their files do not say"""
+    """µm/px of all tiles, before what tiles.csv, shards or image files say; slides are cut at it; null: as these say"""
     on_bad: Literal["error", "skip"] = "error"
     """broken files: stop, or leave them out and list them"""
     workers: int = 1
@@ -92,6 +92,7 @@ class Labelled:
         number_of: the class of each label of tiles.
         extra: further tiles to learn from; None without any.
         patients: (source, patient) of each tile, None where unknown.
+        used: number of training tiles whose labels are used, to learn from or to say which network counts.
         facts: what they are, by name, for people and results.
     """
 
@@ -102,6 +103,7 @@ class Labelled:
     number_of: dict[str, int]
     extra: TileSet | None
     patients: list[Hashable | None]
+    used: int
     facts: dict[str, Any]
 
     def part(self, name: str) -> TileSet:
@@ -196,13 +198,14 @@ def divided(
                 )
     number_of = {str(entry.label): int(number) for entry, number in zip(entries, numbers, strict=False)}
     known = {patient for patient in patients if patient is not None}
+    learned = 0 if extra is not None and settings.extra_share == 1 else len(parts[TRAIN])
+    counted = learned + (len(parts[VALIDATION]) if settings.validation_share else 0)
     facts = {
         "tiles": tiles.describe(),
         "divided": f"fold {fold + 1} of {settings.folds} is scored, patients dealt by seed {seed}"
         if settings.folds
         else f"splits of the tiles: {settings.split} learned from, {settings.holdout} scored",
-        "labels used": f"{0 if extra is not None and settings.extra_share == 1 else len(used)} of {len(allowed)} "
-        f"training {noun}s",
+        "labels used": f"{counted} of {len(allowed)} training {noun}s",
         **{
             name: f"{len(parts[name])} {noun}s · {len({patients[k] for k in parts[name]} - {None})} patients"
             for name in PARTS
@@ -215,7 +218,7 @@ def divided(
         common = common or shared
     if common:
         facts["warning"] = f"{len(common)} patients are in two parts, so that scores are too high"
-    return Labelled(tiles, parts, classes, numbers, number_of, extra, patients, facts)
+    return Labelled(tiles, parts, classes, numbers, number_of, extra, patients, counted, facts)
 
 
 def _refuse_bare(entries: Sequence[TileEntry], needs: Needs) -> None:

@@ -70,6 +70,8 @@ class Surveyed:
 class Slides:
     """Nuclei of slides as polygons/NAME.geojson in pixels of the finest level, or regions/NAME.tif; overviews/NAME.jpg.
 
+    Where nuclei have types, these are their classes in QuPath.
+
     Args:
         core: side of the pieces; pixels, rounded to the grid of windows.
     """
@@ -171,7 +173,7 @@ class Slides:
             return
         assert said.instances is not None
         own = of_core(said.instances, inner)
-        features = list(polygon_features(own, (top, left), found.scale))
+        features = list(polygon_features(own, (top, left), found.scale, said.types, self.task.types))
         with writing(path), written_whole(path) as file:
             file.write(json.dumps(features).encode())
 

@@ -48,7 +48,8 @@ class PredictData:
     split: str | None = None
     """only the tiles of this split"""
     mpp: float | None = None
-    """µm/px of tiles, image or slides, before what their files say"""
+    """µm/px of tiles or the image, before what tiles.csv, shards or image files say; of --slide that of the finest
+    level, before what the file says, but after slides.csv; slides.csv as data.tiles is cut at it; null: as they say"""
     on_bad: Literal["error", "skip"] = "error"
     """inputs that cannot be used: stop, or leave them out and list them"""
 

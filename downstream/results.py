@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from downstream.labelled import TEST, TRAIN, VALIDATION, Labelled
+from downstream.labelled import TEST, Labelled
 from downstream.recipe import Recipe
 from downstream.task import Evaluation
 from downstream.tasks import task_class
@@ -38,7 +38,8 @@ class Result:
         cases: the scores of every test tile, by key; patients: of these tiles, in the same order.
         facts: data, split, task and encoder, by name.
         images: crops seen; file: what was exported.
-        labels: tiles whose labels were used, to learn from and to say when to stop; None in results of old.
+        labels: training tiles whose labels were used, to learn from or to say which network counts; None in results of
+            old.
         encoder: what the task began from: source, architecture, SHA-256, input, data and licences.
         confusion: true (row) and found class (column) by `classes`; empty where the task has none.
         pictures: of single tiles, by kind, key, score and file.
@@ -78,7 +79,6 @@ class Result:
         known = [labelled.patients[k] for k in labelled.parts[TEST]]
         patients = [None if one is None else f"{one[0]}/{one[1]}" for one in known]
         facts = {**labelled.facts, "task": recipe.task, "encoder": recipe.encoder.source}
-        used = labelled.parts[TRAIN].size + (labelled.parts[VALIDATION].size if recipe.data.validation is None else 0)
         return cls(
             seed,
             fold,
@@ -88,7 +88,7 @@ class Result:
             facts,
             images,
             file.name,
-            labels=int(used),
+            labels=labelled.used,
             encoder={} if start is None else _encoder(recipe, start),
             classes=found.classes,
             confusion=found.confusion,

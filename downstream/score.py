@@ -45,7 +45,7 @@ class ScoreSettings:
     task: Literal["instances", "segment", "classify"] | None = None
     """what the predictions are; null: as predict.py noted"""
     metric: list[str] | str | None = None
-    """only these scores, by their names or the beginning of them; null: all"""
+    """only these scores by their names, and those whose names go on with _ (dice: also dice_CLASS); null: all"""
     split: str | None = None
     """only the tiles of this split; predictions of other splits are then passed over"""
     group: list[str] = field(default_factory=list)
@@ -55,7 +55,7 @@ class ScoreSettings:
     ignore: int | None = None
     """of segment: value of the labels that is not scored; null: as predict.py noted"""
     mpp: float | None = None
-    """µm/px of the labels where their files do not say, for F1 of detection"""
+    """µm/px of all labels, before what tiles.csv, shards or image files say, for detection_f1; null: as these say"""
     out: str | None = None
     """folder of scores.json and report.html; null: that of the predictions"""
 
@@ -165,7 +165,7 @@ def _chosen(scored: Scored, metric: list[str] | str | None) -> Scored:
     wanted = metric.split(",") if isinstance(metric, str) else metric
     kept: dict[str, float | None] = {}
     for one in wanted:
-        some = {name: value for name, value in scored.scores.items() if name == one or name.startswith(f"{one},")}
+        some = {name: value for name, value in scored.scores.items() if name == one or name.startswith(f"{one}_")}
         if not some:
             raise InputError(f"There is no score {one!r}; expected some of {'; '.join(scored.scores)}.")
         kept |= some

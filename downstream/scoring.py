@@ -92,11 +92,11 @@ def score_nuclei(truths: Sequence[Truth], files: dict[str, Path], types: Sequenc
     with_nuclei = mean_scores_by_empties(found)["tiles_with_nuclei"] or {}
     scores: dict[str, float | None] = {
         **means,
-        **{f"{name}, tiles with nuclei": value for name, value in with_nuclei.items()},
-        "pq, pooled": None if np.isnan(pooled.pq[0]) else float(pooled.pq[0]),
+        **{f"{name}_tiles_with_nuclei": value for name, value in with_nuclei.items()},
+        "pq_pooled": None if np.isnan(pooled.pq[0]) else float(pooled.pq[0]),
         "bpq": by_tissue["published"].bpq,
-        "bpq, false positives counted": by_tissue["false_positives_counted"].bpq,
-        "detection f1": detections.f1 if not unknown else None,
+        "bpq_false_positives_counted": by_tissue["false_positives_counted"].bpq,
+        "detection_f1": detections.f1 if not unknown else None,
     }
     scores |= {name: value for name, value in typed.scores().items() if name not in ("bpq", "detection_f1")}
     facts = {
@@ -104,13 +104,13 @@ def score_nuclei(truths: Sequence[Truth], files: dict[str, Path], types: Sequenc
         "predicted nuclei": sum(one.predicted_nuclei for one in found),
         "tiles without true nuclei": sum(not one.true_nuclei for one in found),
         "bpq over": f"{len(set(tissues))} tissue(s): {', '.join(sorted(set(tissues)))[:200]}",
-        "detection f1 within": f"{RADIUS_MICRONS:g} µm",
+        "detection_f1 within": f"{RADIUS_MICRONS:g} µm",
     }
     notes = []
     if types and len(typed.panoptic) < len(truths):
         notes.append(f"Types are scored on {len(typed.panoptic)} of {len(truths)} tiles, whose labels have types.")
     if unknown:
-        notes.append(f"F1 of detection is left out: {unknown} of {len(truths)} tiles have no known µm/px; give --mpp.")
+        notes.append(f"detection_f1 is left out: {unknown} of {len(truths)} tiles have no known µm/px; give --mpp.")
 
     def draw(name: str) -> NDArray[np.uint8] | None:
         truth = next(one for one in truths if one.name == name)
@@ -145,8 +145,8 @@ def score_regions(truths: Sequence[Truth], files: dict[str, Path], classes: list
         "dice": float(np.mean([case["dice"] for case in cases.values()])),
         "iou": float(iou[1:].mean()),
         "accuracy": float(np.trace(total) / total.sum()) if total.sum() else None,
-        **{f"dice, {name}": float(value) for name, value in zip(classes, dice, strict=True)},
-        **{f"iou, {name}": float(value) for name, value in zip(classes, iou, strict=True)},
+        **{f"dice_{name}": float(value) for name, value in zip(classes, dice, strict=True)},
+        **{f"iou_{name}": float(value) for name, value in zip(classes, iou, strict=True)},
     }
     facts = {
         "classes": ", ".join(classes),
@@ -211,7 +211,7 @@ def score_classes(table: Path, tiles: TileSet, split: str | None, group: list[st
     by_image = classification_scores(probabilities, numbers, classes)
     named = ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "ece")
     scores: dict[str, float | None] = {name: getattr(by_image, name) for name in named}
-    scores["recognition rate"] = recognition_rate(probabilities.argmax(1), numbers, patients)
+    scores["patient_rate"] = recognition_rate(probabilities.argmax(1), numbers, patients)
     notes = [f"No tile is of the classes {', '.join(by_image.absent)}."] if by_image.absent else []
     known = len(owners) - owners.count(None)
     if not known:
@@ -219,7 +219,7 @@ def score_classes(table: Path, tiles: TileSet, split: str | None, group: list[st
     try:
         means, own, members = patient_means(probabilities, numbers, patients)
         of_patients = classification_scores(means / means.sum(1, keepdim=True), own, classes)
-        scores |= {f"{name}, by patient": getattr(of_patients, name) for name in named}
+        scores |= {f"{name}_by_patient": getattr(of_patients, name) for name in named}
         number = len(members)
     except InputError as error:
         notes.append(f"Scores by patient are left out: {error}")
@@ -239,7 +239,7 @@ def score_classes(table: Path, tiles: TileSet, split: str | None, group: list[st
         "patients": f"{number}, of {len(chosen) - known} tiles unknown and each counted as one of its own",
         "auroc": f"of {classes[1]}" if len(classes) == 2 else "mean over classes of each against the rest",
         "ece": "of the most probable class in 15 bins",
-        "recognition rate": "mean over patients of the share of their images that are right",
+        "patient_rate": "recognition rate, the mean over patients of the share of their images that are right",
     }
     truths = [Truth(key, None, patient=patient) for key, patient in zip(keys, patients, strict=True)]
     intervals = {k: v for k, v in _intervals(truths, cases).items() if k == "accuracy"}

@@ -129,8 +129,7 @@ def read_run(path: Path) -> Run:
                 cases[part["seed"]] |= part["cases"]
                 patients |= {key: one or key for key, one in zip(part["cases"], part["patients"], strict=True)}
         encoder = whole.get("encoder") or {}
-        # Results of old say it only to people: "8 of 22 training tiles".
-        labels = [part.get("labels") or int(part["facts"]["labels used"].split()[0]) for part in parts]
+        labels = [_labels(part) for part in parts]
         task = str(whole["task"])
         return Run(
             path,
@@ -213,6 +212,12 @@ def _parts(source: str) -> tuple[str, ...]:
     if parts[-1:] == ("encoder.safetensors",):
         parts = parts[:-1]
     return (parts[:-1] if parts[-1:] == ("export",) else parts) or (source,)
+
+
+def _labels(part: dict[str, Any]) -> int:
+    if part.get("labels") is None:  # results of old say it only to people: "8 of 22 training tiles"
+        return int(part["facts"]["labels used"].split()[0])
+    return int(part["labels"])
 
 
 def _point(runs: list[Run], metric: str, keys: list[str], patients: list[Hashable]) -> Point:

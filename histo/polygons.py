@@ -4,7 +4,8 @@ Outlines run along the edges of pixels, so `histo.masks.read_instances` gives th
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from colorsys import hsv_to_rgb
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from histo.masks import renumber
 Ring = list[list[int]]
 _RIGHT, _DOWN, _LEFT, _UP = range(4)
 _STEPS = ((0, 1), (1, 0), (0, -1), (-1, 0))  # rows and columns of one move in each direction
+_HUES = 0.618  # of a turn from a type's hue to the next one's: the golden section, which keeps all of them apart
 
 
 def write_polygons(path: str | Path, instances: NDArray[Any]) -> None:
@@ -40,19 +42,27 @@ def write_polygons(path: str | Path, instances: NDArray[Any]) -> None:
 
 
 def polygon_features(
-    instances: NDArray[Any], origin: tuple[int, int] = (0, 0), scale: float = 1.0
+    instances: NDArray[Any],
+    origin: tuple[int, int] = (0, 0),
+    scale: float = 1.0,
+    types: NDArray[np.integer] | None = None,
+    names: Sequence[str] = (),
 ) -> Iterator[dict[str, Any]]:
-    """The features of `write_polygons`, one by one, of a part of a larger picture.
+    """The features of `write_polygons`, one by one, of a part of a larger picture, and of the nuclei's types if known.
 
     Args:
         instances: integer [H, W], 0 = background.
         origin: row and column of its first pixel in that picture.
         scale: the picture's units to a pixel; coordinates are those of pixels times it.
+        types: integer [K + 1], the type of each nucleus by its id, 0 where it is unknown: then, or without types, the
+            class is Nucleus.
+        names: of the types from 1, each of which has a colour of its own.
 
     Raises:
         InputError: not an instance map.
     """
     numbers = renumber(instances)
+    ids = np.unique(instances[instances > 0])
     for number, place in enumerate(ndimage.find_objects(numbers), start=1):
         if place is None:
             continue
@@ -70,8 +80,18 @@ def polygon_features(
                 "type": "Polygon" if count == 1 else "MultiPolygon",
                 "coordinates": polygons[0] if count == 1 else polygons,
             },
-            "properties": {"objectType": "detection", "classification": {"name": "Nucleus", "color": [200, 0, 0]}},
+            "properties": {
+                "objectType": "detection",
+                "classification": _class(0 if types is None else int(types[ids[number - 1]]), names),
+            },
         }
+
+
+def _class(kind: int, names: Sequence[str]) -> dict[str, Any]:
+    if not kind:
+        return {"name": "Nucleus", "color": [200, 0, 0]}
+    colour = hsv_to_rgb(kind * _HUES % 1, 0.8, 0.85)
+    return {"name": names[kind - 1], "color": [round(255 * share) for share in colour]}
 
 
 def _rings(part: NDArray[np.bool_], corner: tuple[int, int]) -> list[Ring]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from histo.commands import demo, doctor
+from histo.commands import demo, doctor, line
 from histo.commands.demo import run_demo
 from histo.commands.doctor import Findings, meets, split_requirement
 from histo.errors import InputError
@@ -29,6 +29,15 @@ def test_help_lists_the_verbs():
         assert result.returncode == 0
         assert "demo " in result.stdout
         assert "doctor " in result.stdout
+
+
+def test_help_names_every_script():
+    shown = nucleate("--help").stdout
+    files = [file for package in line.SCRIPTS for file in (ROOT / package).glob("*.py")]
+    scripts = [file for file in files if "run_script(main)" in file.read_text()]
+    assert len(scripts) == 10
+    for path in scripts:
+        assert f" {path.relative_to(ROOT).as_posix()}" in shown
 
 
 def test_help_does_not_wait_for_torch():

@@ -150,6 +150,12 @@ def test_results_of_old_are_read(runs: list[Path], tmp_path: Path) -> None:
     assert list(found.points["timm:resnet18"]) == [4]
 
 
+def test_runs_without_a_label_are_compared(runs: list[Path], tmp_path: Path) -> None:
+    one = write_run(tmp_path / "unlabelled", "none", 0, {0: drawn(0, 0.5), 1: drawn(1, 0.5)})
+    assert main([str(one), str(runs[0]), "--out", str(tmp_path / "out")]) == 0
+    assert "| random resnet18 | 0 | 2 |" in (tmp_path / "out" / "comparison.md").read_text()
+
+
 def test_what_else_differs_is_told(runs: list[Path], tmp_path: Path) -> None:
     other = write_run(
         tmp_path / "other", "timm:resnet18", 4, {0: drawn(0, 0.5), 2: drawn(1, 0.5)}, config="train:\n  images: 200\n"
@@ -231,3 +237,15 @@ def test_a_logarithmic_axis_places_doublings_evenly() -> None:
     assert len(dots) == 3
     assert dots[1] - dots[0] == pytest.approx(dots[2] - dots[1], abs=0.2)
     assert chart.count("<polygon") == 1
+
+
+def test_no_label_has_a_place_on_a_logarithmic_axis() -> None:
+    """0 stands as far left of 2 as 4 right of it; a single number of labels in the middle."""
+    chart = line_chart("t", {"a": ([0, 2, 4], [0, 1, 2])}, "x", doublings=True)
+    dots = [float(part.split('"')[0]) for part in chart.split('cx="')[1:]]
+    assert dots[1] - dots[0] == pytest.approx(dots[2] - dots[1], abs=0.2)
+    assert ">0</text>" in chart
+    middle = (dots[0] + dots[2]) / 2
+    for labels in (0, 4):
+        chart = line_chart("t", {"a": ([labels], [0.5])}, "x", doublings=True)
+        assert f'cx="{middle:.1f}"' in chart

@@ -194,6 +194,10 @@ def test_frozen_features_are_made_once_and_read(coloured: Path, tmp_path: Path, 
     if task == "linear":
         found = downstream.load(tmp_path / "run" / "seed0-fold1").predict(open_tiles(coloured)[0].image)
         assert found.label == "pink"
+        return
+    for folder in ("run", "run/seed0-fold1"):
+        with pytest.raises(InputError, match=r"is a run of task knn, .* exports no network; train with --task linear"):
+            downstream.load(tmp_path / folder)
 
 
 def test_flips_of_a_mirrored_tile_are_the_mirrored_flips() -> None:
@@ -362,9 +366,10 @@ def test_labels_are_not_learned_from_if_further_tiles_have_all_crops(
             str(tmp_path / "run"),
         ]
     )
-    facts = json.loads((tmp_path / "run" / "metrics.json").read_text())["facts"]
-    assert facts["labels used"] == "0 of 16 training tiles"
-    assert "100% of the crops" in facts["extra"]
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["facts"]["labels used"] == "0 of 16 training tiles"
+    assert metrics["labels"] == 0
+    assert "100% of the crops" in metrics["facts"]["extra"]
 
 
 def test_patients_of_further_tiles_must_not_be_scored(arguments: list[str], tmp_path: Path) -> None:

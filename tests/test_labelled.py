@@ -8,7 +8,10 @@ import pytest
 from PIL import Image
 
 from downstream.labelled import DataSettings, Labelled, open_labelled
+from downstream.predict import PredictData
+from downstream.score import ScoreSettings
 from histo.errors import InputError
+from histo.running.settings import read_settings
 
 
 def write(folder: Path, rows: list[dict[str, str]]) -> Path:
@@ -100,6 +103,20 @@ def test_refusals(folder: Path, change: dict[str, object], words: str) -> None:
         open_labelled(DataSettings(**{"tiles": str(folder), **change}), "label", 0)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("change", "learned", "used"),
+    [({}, 32, 32), ({"extra_share": 1.0}, 32, 0), ({"extra_share": 1.0, "validation_share": 0.25}, 24, 8)],
+)
+def test_labels_that_choose_the_network_are_used_though_none_is_learned_from(
+    folder: Path, tmp_path: Path, change: dict[str, float], learned: int, used: int
+) -> None:
+    extra = write(tmp_path / "extra", [{"label": "a", "patient": "other"}])
+    found = open_labelled(DataSettings(str(folder), extra=str(extra), **change), "label", 0)  # type: ignore[arg-type]
+    assert len(found.parts["train"]) == learned
+    assert found.used == used
+    assert found.facts["labels used"] == f"{used} of 32 training tiles"
+
+
 def test_a_patient_in_two_parts_is_refused(tmp_path: Path) -> None:
     rows = [{"label": "ab"[k % 2], "patient": f"p{k // 2}", "split": ("train", "test")[k % 5 == 0]} for k in range(20)]
     folder = write(tmp_path / "tiles", rows)
@@ -144,3 +161,18 @@ def test_unknown_patients_count_as_their_own(tmp_path: Path) -> None:
     found = open_labelled(DataSettings(str(folder)), "label", 0)
     assert found.facts["patients"] == "0 known, 8 tiles of unknown patient"
     assert np.array_equal(found.parts["train"], [0, 1, 4, 5])
+
+
+def test_the_scale_that_is_given_goes_before_that_of_the_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And --help says so."""
+    rows = [{"label": "a", "patient": split, "split": split, "mpp": "0.5"} for split in ("train", "test")]
+    folder = write(tmp_path / "tiles", rows)
+    for given, mpp in ((None, 0.5), (0.25, 0.25)):
+        tiles = open_labelled(DataSettings(str(folder), mpp=given), "label", 0).tiles
+        assert [entry.mpp for entry in tiles.entries] == [mpp, mpp]
+    for kind in (DataSettings, PredictData, ScoreSettings):
+        with pytest.raises(SystemExit):
+            read_settings(kind, "x", "x", ["--help"])
+        assert "before what tiles.csv, shards or image files say" in " ".join(capsys.readouterr().out.split())

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from histo.errors import InputError
 from histo.masks import read_instances, renumber
 from histo.phantom import PhantomTissue
-from histo.polygons import write_polygons
+from histo.polygons import polygon_features, write_polygons
 from histo.randomness import draws
 
 
@@ -54,6 +54,26 @@ def test_the_form_is_qupaths(tmp_path: Path) -> None:
     assert sorted(map(tuple, ring[:-1])) == [(1, 1), (1, 3), (3, 1), (3, 3)]
     assert feature["properties"]["objectType"] == "detection"
     assert feature["properties"]["classification"]["name"] == "Nucleus"
+
+
+def test_types_are_the_classes(tmp_path: Path) -> None:
+    """By the ids of the map, which need not be contiguous; a nucleus of unknown type is a Nucleus."""
+    instances = drawn("20500", "20507", "00007")
+    types = np.array([0, 0, 2, 0, 0, 0, 0, 1], np.uint8)
+    found = [
+        feature["properties"]["classification"]
+        for feature in polygon_features(instances, types=types, names=["tumour", "stroma"])
+    ]
+    assert [one["name"] for one in found] == ["stroma", "Nucleus", "tumour"]
+    assert len({tuple(one["color"]) for one in found}) == 3
+    names = [f"type {k}" for k in range(1, 21)]
+    many = np.arange(21, dtype=np.int32)[None]
+    colours = {
+        tuple(feature["properties"]["classification"]["color"])
+        for feature in polygon_features(many, types=many[0], names=names)
+    }
+    assert len(colours) == 20
+    assert all(0 <= value <= 255 for colour in colours for value in colour)
 
 
 def test_what_is_no_map_is_refused(tmp_path: Path) -> None:

@@ -205,6 +205,42 @@ def test_a_classifier_tells_that_tiles_are_wider(
     assert "96 µm wide, those of the training 48" in capsys.readouterr().err
 
 
+def area_of(geometry: dict) -> float:
+    """Of outlines less that of holes, which run the other way round."""
+    polygons = [geometry["coordinates"]] if geometry["type"] == "Polygon" else geometry["coordinates"]
+    doubled = 0.0
+    for ring in (np.array(ring, float) for polygon in polygons for ring in polygon):
+        doubled += float((ring[:-1, 0] * ring[1:, 1] - ring[1:, 0] * ring[:-1, 1]).sum())
+    return abs(doubled) / 2
+
+
+def test_types_of_a_slides_nuclei_are_their_classes(
+    finder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of more than 80 px are made the first type, which shows that types stay with their outlines."""
+    plain = TrainedTask.predict
+
+    def predict(task: TrainedTask, image: np.ndarray, mpp: float | None = None) -> Prediction:
+        found = plain(task, image, mpp)
+        assert found.instances is not None
+        wide = np.bincount(found.instances.ravel()) > 80
+        return replace(found, types=np.where(wide, 1, 2).astype(np.uint8))
+
+    monkeypatch.setattr(TrainedTask, "predict", predict)
+    monkeypatch.setattr(TrainedTask, "types", ["large", "small"])
+    row = SlideRow(write_slide(tmp_path / "slide.tif", tissue_on_glass(1, 1, side=320)), "slide.tif")
+    Slides(downstream.load(finder), [row], None).make(0, tmp_path / "out")
+    features = json.loads((tmp_path / "out" / "polygons" / "slide.geojson").read_text())["features"]
+    classes: dict[str, set[tuple[int, ...]]] = {}
+    for feature in features:
+        area = area_of(feature["geometry"])
+        named = feature["properties"]["classification"]
+        assert named["name"] == ("large" if area > 80 else "small")
+        classes.setdefault(named["name"], set()).add(tuple(named["color"]))
+    assert list(map(len, classes.values())) == [1, 1]
+    assert classes["large"] != classes["small"]
+
+
 def test_nuclei_of_a_slide_are_those_of_the_whole(finder: Path, tmp_path: Path) -> None:
     """Pieces with margins give the nuclei of the slide read at once, none cut or doubled."""
     picture = tissue_on_glass(1, 1, side=320)

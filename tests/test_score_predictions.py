@@ -7,13 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from downstream.cases import extremes
 from downstream.score import main
 from downstream.scoring import score_nuclei
+from downstream.tasks.classify import class_scores
+from downstream.tasks.instances import Instances, InstancesSettings
+from downstream.tasks.segment import Segment, SegmentSettings
 from downstream.truths import Truth
 from histo.errors import InputError
+from histo.instance_networks import InstanceNetwork
 from histo.masks import write_instances
 from histo.metrics import EMPTY_TILES, aji_plus, compare, overlap
 from histo.phantom import PhantomTissue
@@ -47,6 +52,11 @@ def shifted(instances: NDArray[np.int32]) -> NDArray[np.int32]:
     return np.roll(instances, 2, 1)
 
 
+def both(nuclear: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Probabilities of glass and nuclei, float32 [2, H, W]."""
+    return np.stack([~nuclear, nuclear]).astype(np.float32)
+
+
 @pytest.fixture
 def predicted(labels: Path, tmp_path: Path) -> Path:
     """The labels of the split test, moved by two pixels."""
@@ -72,17 +82,17 @@ def test_nuclei_are_scored_as_histo_metrics_says(
     for name in ("aji", "pq", "dq", "sq", "dice"):
         values = [getattr(one, name) for one in each]
         assert found["scores"][name] == pytest.approx(np.mean(values))
-        assert found["scores"][f"{name}, tiles with nuclei"] == pytest.approx(np.mean(values[1:]))
+        assert found["scores"][f"{name}_tiles_with_nuclei"] == pytest.approx(np.mean(values[1:]))
         assert found["cases"]["images/2"][name] == pytest.approx(values[2])
     assert found["scores"]["aji_plus"] == pytest.approx(np.mean([aji_plus(overlap(*pair)) for pair in pairs]))
     matched = sum(one.matched_nuclei for one in each)
     total = sum(one.true_nuclei + one.predicted_nuclei for one in each)
     iou = sum(one.sq * one.matched_nuclei for one in each)
-    assert found["scores"]["pq, pooled"] == pytest.approx(2 * iou / total)
+    assert found["scores"]["pq_pooled"] == pytest.approx(2 * iou / total)
     assert matched > 0
     by_tissue = [np.mean([each[1].pq]), np.mean([each[2].pq, each[3].pq])]  # the empty tile is left out, as published
     assert found["scores"]["bpq"] == pytest.approx(np.mean(by_tissue))
-    assert found["scores"]["detection f1"] > found["scores"]["dq"] - 0.1
+    assert found["scores"]["detection_f1"] > found["scores"]["dq"] - 0.1
     low, high = found["intervals"]["aji"]
     assert low <= found["scores"]["aji"] <= high
     assert found["empty_tiles"] == EMPTY_TILES
@@ -90,6 +100,37 @@ def test_nuclei_are_scored_as_histo_metrics_says(
     report = (predicted / "report.html").read_text()
     assert report.count("<img") == 4
     assert "Tiles without nuclei" in report
+
+
+@pytest.mark.parametrize("kind", ["instances", "segment", "classify"])
+def test_names_and_values_are_those_of_the_training(
+    kind: str, labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """metrics.json of a run and scores.json of the same predictions."""
+    tiles = open_tiles(labels, split="test")
+    if kind == "classify":
+        right = torch.tensor([0.9, 0.2, 0.6, 0.7])
+        numbers = torch.tensor([0, 0, 1, 1])
+        found = torch.stack([right, 1 - right], 1)
+        found[2:] = found[2:].flip(1)
+        trained = class_scores(found, numbers, ["benign", "malignant"], tiles.entries).scores
+        write_predictions(tmp_path, [[f"images/{k}.png", "?", *one] for k, one in enumerate(found.tolist())])
+        more = []
+    else:
+        for k, tile in enumerate(tiles):
+            assert tile.instances is not None
+            (tmp_path / "images").mkdir(exist_ok=True)
+            write_instances(tmp_path / "images" / f"{k}.png", shifted(tile.instances))
+        monkeypatch.setattr(Instances, "find", lambda task, network, tile: (shifted(tile.instances), None))
+        monkeypatch.setattr(Segment, "find", lambda task, network, tile: both(shifted(tile.instances) > 0))
+        task: Instances | Segment = object.__new__(Instances if kind == "instances" else Segment)
+        task.settings = InstancesSettings() if kind == "instances" else SegmentSettings(["glass", "nuclei"])
+        trained = task.evaluate(object.__new__(InstanceNetwork), tiles).scores
+        more = ["--classes", "[glass,nuclei]"] if kind == "segment" else []
+    main([str(tmp_path), str(labels), "--task", kind, "--split", "test", *more])
+    scored = scores(tmp_path)["scores"]
+    assert {name: scored.get(name) for name in trained} == pytest.approx(trained)
+    assert all("_".join(name.split()) == name and "," not in name for name in scored)
 
 
 def test_types_of_nuclei(tmp_path: Path) -> None:
@@ -121,13 +162,13 @@ def test_a_perfect_prediction_is_perfect(labels: Path, tmp_path: Path) -> None:
     """A plain folder of label maps against itself; µm/px unknown."""
     main([str(labels / "labels"), str(labels / "labels"), "--task", "instances", "--out", str(tmp_path / "out")])
     found = scores(tmp_path / "out")
-    for name in ("aji", "aji_plus", "pq", "dice", "bpq", "pq, pooled"):
+    for name in ("aji", "aji_plus", "pq", "dice", "bpq", "pq_pooled"):
         assert found["scores"][name] == 1
-    assert found["scores"]["detection f1"] is None
+    assert found["scores"]["detection_f1"] is None
     assert "no known µm/px" in found["notes"][0]
     arguments = [str(labels / "labels"), str(labels / "labels"), "--task", "instances", "--metric", "aji,pq"]
     main([*arguments, "--mpp", "0.5", "--out", str(tmp_path / "two")])
-    wanted = ["aji", "aji, tiles with nuclei", "pq", "pq, tiles with nuclei", "pq, pooled"]
+    wanted = ["aji", "aji_plus", "aji_tiles_with_nuclei", "pq", "pq_tiles_with_nuclei", "pq_pooled"]
     assert list(scores(tmp_path / "two")["scores"]) == wanted
 
 
@@ -143,8 +184,8 @@ def test_regions_by_class(tmp_path: Path) -> None:
     main([*arguments, "--classes", "[stroma,gland,lumen]", "--ignore", "9"])
     found = scores(tmp_path / "found")
     assert found["confusion"] == [[1, 1, 0], [0, 2, 0], [1, 0, 1]]
-    assert found["scores"]["dice, gland"] == pytest.approx(4 / 5)
-    assert found["scores"]["iou, lumen"] == pytest.approx(1 / 2)
+    assert found["scores"]["dice_gland"] == pytest.approx(4 / 5)
+    assert found["scores"]["iou_lumen"] == pytest.approx(1 / 2)
     assert found["scores"]["dice"] == pytest.approx((4 / 5 + 2 / 3) / 2)
     assert found["scores"]["accuracy"] == pytest.approx(4 / 6)
     assert "true ↓ found →" in (tmp_path / "found" / "report.html").read_text()
@@ -172,8 +213,8 @@ def test_classes_by_image_and_by_patient(labels: Path, tmp_path: Path) -> None:
     found = scores(folder)
     assert found["scores"]["accuracy"] == pytest.approx(0.75)
     assert found["scores"]["balanced_accuracy"] == pytest.approx(0.75)
-    assert found["scores"]["accuracy, by patient"] == 1
-    assert found["scores"]["recognition rate"] == pytest.approx(0.75)
+    assert found["scores"]["accuracy_by_patient"] == 1
+    assert found["scores"]["patient_rate"] == pytest.approx(0.75)
     assert found["scores"]["auroc"] == pytest.approx(0.5)
     assert found["confusion"] == [[1, 1], [0, 2]]
     assert found["intervals"]["accuracy"] == [pytest.approx(0.5), pytest.approx(1)]

@@ -365,6 +365,19 @@ def test_a_switch_may_stand_alone(folder: Path) -> None:
     assert not read(folder, "--optics.flat=false").settings.optics.flat
 
 
+def test_a_list_is_added_to(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As --help shows; to the config's list, and one after the other."""
+    with pytest.raises(SystemExit):
+        read(folder, "--help")
+    assert "--optics.stains+" in capsys.readouterr().out
+    named = config(folder, "optics:\n  stains: ['a=1,2']\n")
+    assert read(folder, *named, "--optics.stains+", "b=3").settings.optics.stains == ["a=1,2", "b=3"]
+    added = read(folder, *named, "--optics.stains+=b", "--optics.stains+", "[c, d]").settings.optics.stains
+    assert added == ["a=1,2", "b", "c", "d"]
+    assert "There is no setting --optics.power+;" in refusal(folder, "--optics.power+", "3")
+    assert "stands before a --config" in refusal(folder, "--optics.stains+", "e", *named)
+
+
 def test_without_a_preset_the_defaults_hold() -> None:
     request = read_settings(Scan, "scan", "Scans.", ["--seed", "3"])
     assert (request.settings, request.configs) == (Scan(seed=3), [])

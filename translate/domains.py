@@ -37,7 +37,7 @@ class TissueSettings:
     """folder of tiles or of shards, URL of packed shards, NAME:PATH of a published set, or a slides.csv; several as
     [a, b]; phantom: procedural tissue made on the fly"""
     mpp: float | None = None
-    """µm/px of the tissue where its files do not say; slides are cut at it"""
+    """µm/px of tissue, before what tiles.csv, shards or image files say; null: as these say; slides are cut at it"""
     tile_size: int = 256
     """side of the square tiles; pixels"""
     split: str = "train"

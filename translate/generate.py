@@ -59,7 +59,7 @@ class GenerateSettings:
     size: int | None = None
     """side of layouts in pixels; null is the tile of the training"""
     mpp: float | None = None
-    """µm/px of masks or tissue where their files do not say"""
+    """µm/px of masks or tissue, before what tiles.csv, shards or image files say; null: as these say"""
     out: str | None = None
     """folder of the results, new or empty, or one that the same command has begun"""
     overwrite: bool = False

@@ -190,7 +190,7 @@ def open_masks(
     Args:
         count: how many; None takes all there are.
         size: side of layouts in pixels; None is the generator's tile.
-        mpp: µm/px where the files do not say.
+        mpp: µm/px of all of them, before what the files say; None: as these say.
 
     Raises:
         InputError: nothing usable, or more asked for than there is.

@@ -54,7 +54,7 @@ class TissueSettings:
     tissue: list[str] | str | None = None
     """folder of tiles or of shards, several as [a, b]"""
     mpp: float | None = None
-    """µm/px of the tissue where its files do not say"""
+    """µm/px of all tissue, before what tiles.csv, shards or image files say; null: as these say"""
     on_bad: Literal["error", "skip"] = "error"
     """tiles that cannot be used: stop, or leave them out and list them"""
 

@@ -65,7 +65,7 @@ class ScoreSettings:
     split: str | None = None
     """keep only the tiles of this split of REAL; a run is scored on its own held-out split"""
     mpp: float | None = None
-    """µm/px of REAL and GENERATED where their files do not say; noted with the scores"""
+    """µm/px of REAL and GENERATED, before what tiles.csv, shards or image files say; noted with the scores"""
     on_bad: Literal["error", "skip"] = "error"
     """broken files: stop, or leave them out and count them"""
     precision: Literal["bf16", "fp32"] = "fp32"

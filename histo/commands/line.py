@@ -21,6 +21,13 @@ VERBS = {
     "doctor": ("say whether this machine is ready, how fast it will be, and what is missing", "doctor:main"),
 }
 
+# Entry points of the packages beside `histo`: package: (help, scripts).
+SCRIPTS = {
+    "translate": ("masks to tissue and back, without pairs", ("train", "generate", "pseudomask", "score")),
+    "pretrain": ("encoders from unlabelled tiles", ("train", "probe", "wilds")),
+    "downstream": ("classes, regions, nuclei and slides from few labels", ("train", "predict", "score")),
+}
+
 
 def main() -> None:
     """Run one verb; mistakes end as one sentence on stderr and exit code 2."""
@@ -39,9 +46,14 @@ def main() -> None:
 def _overview() -> str:
     width = max(map(len, VERBS))
     verbs = "\n".join(f"  {verb:<{width}}  {sentence}" for verb, (sentence, _) in VERBS.items())
+    scripts = "\n".join(
+        f"  {'  '.join(f'{package}/{script}.py' for script in names)}\n      {sentence}"
+        for package, (sentence, names) in SCRIPTS.items()
+    )
     return (
         f"usage: nucleate VERB [options]\n\nLearn from H&E histology without labels.\n\n{verbs}\n\n"
-        "`nucleate VERB --help` lists a verb's options. Training is a script: `python translate/train.py --help`."
+        "`nucleate VERB --help` lists a verb's options. Learning and predicting are scripts with settings, which\n"
+        f"`python downstream/train.py --help` lists:\n\n{scripts}"
     )
 
 

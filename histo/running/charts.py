@@ -46,7 +46,8 @@ def line_chart(
         series: name → (x values, y values) of equal length; values that are not finite leave a gap.
         x_label: what x counts, may be empty.
         bands: name of a curve → (x values, lower ends, upper ends) of what is shaded around it.
-        doublings: x, above 0, on a logarithmic axis, with a tick at every value and a dot at every point.
+        doublings: x, 0 or more, on a logarithmic axis, with a tick at every value and a dot at every point; 0 stands
+            one doubling left of the least other value.
 
     Returns:
         An `<svg>` element, every text escaped. Curves of very many points keep their peaks but not every point.
@@ -58,11 +59,13 @@ def line_chart(
     }
     everything = points + [point for ends in shaded.values() for parts in ends for part in parts for point in part]
     xs_ticks, ys_ticks = (_ticks([point[axis] for point in everything], most) for axis, most in ((0, 6), (1, 5)))
-    if doublings and points:
-        xs_ticks = _spaced(sorted({point[0] for point in points}))
+    least = min((point[0] for point in everything if point[0] > 0), default=1.0)
 
     def along(x: float) -> float:
-        return math.log(x) if doublings and points else x
+        return math.log2(x or least / 2) if doublings and points else x
+
+    if doublings and points:
+        xs_ticks = _spaced(sorted({point[0] for point in points}), along)
 
     def place(point: Point) -> Point:
         (x0, x1), (y0, y1) = (along(xs_ticks[0]), along(xs_ticks[-1])), (ys_ticks[0], ys_ticks[-1])
@@ -139,7 +142,8 @@ def _tick_names(ticks: list[float]) -> list[str]:
         return ["0" if tick == 0 else f"{tick:.3g}" for tick in ticks]
     unit, letter = next((u, s) for u, s in ((1e9, "G"), (1e6, "M"), (1e4, "k"), (1.0, "")) if largest >= u or u == 1)
     unit = 1e3 if letter == "k" else unit
-    decimals = max(0, -math.floor(math.log10((ticks[1] - ticks[0]) / unit) + 1e-9))
+    apart = ticks[1] - ticks[0] if len(ticks) > 1 else unit
+    decimals = max(0, -math.floor(math.log10(apart / unit) + 1e-9))
     return ["0" if tick == 0 else f"{tick / unit:.{decimals}f}{letter}".replace("-", "−") for tick in ticks]
 
 
@@ -173,12 +177,12 @@ def _band(outline: list[Point], colour: str) -> str:
     return f'<polygon class="band {colour}" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in outline)}"/>'
 
 
-def _spaced(values: list[float]) -> list[float]:
-    """Those of rising values above 0 that stand far enough from one another on a logarithmic axis; the last stays."""
-    reach = math.log(values[-1] / values[0]) or 1.0
+def _spaced(values: list[float], along: Callable[[float], float]) -> list[float]:
+    """Those of rising values that stand far enough from one another where `along` puts them; the last stays."""
+    reach = along(values[-1]) - along(values[0])
     kept = [values[0]]
     for value in values[1:]:
-        if math.log(value / kept[-1]) > 0.05 * reach:
+        if along(value) - along(kept[-1]) > 0.05 * reach:
             kept.append(value)
         elif value == values[-1]:
             kept[-1] = value

@@ -68,7 +68,7 @@ def read_settings(
     arguments = _switched_on(arguments, switches)
     empty = [path for path in configs if not _checked_keys(path, known)]
     arguments = _without_configs(arguments, empty)
-    _refuse_unknown_flags(arguments, known)
+    _refuse_unknown_flags(arguments, known | _appending(parser))
     try:
         parsed = parser.parse_args(arguments)
         chosen = parser.instantiate(parsed)
@@ -147,6 +147,12 @@ def _switched_on(arguments: list[str], switches: set[str]) -> list[str]:
         for token, following in pairwise([*arguments, "--"])
         for part in ([token, "true"] if token.removeprefix("--") in switches and following[:2] == "--" else [token])
     ]
+
+
+def _appending(parser: ArgumentParser) -> set[str]:
+    """Names of the flags that add to a list instead of replacing it, as `--name+ value`."""
+    flags = (flag for action in parser._actions for flag in action.option_strings)
+    return {flag.removeprefix("--") for flag in flags if flag.endswith("+")}
 
 
 def _refuse_late_configs(arguments: list[str]) -> None:
