@@ -20,6 +20,7 @@ from histo.metrics import EMPTY_TILES
 from histo.metrics.regions import IGNORED, dice_of, iou_of, pixel_table
 from histo.phantom import PhantomTissue
 from histo.running.report import Report
+from histo.tiles import open_tiles
 from histo.tiles.tables import write_folder
 
 
@@ -82,7 +83,9 @@ def test_the_page_tells_tiles_confusions_and_the_encoder(tiles: Path, tmp_path: 
     assert result["encoder"]["sha256"] in page
     whole = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert (whole["chosen"], whole["labels"]) == ("balanced_accuracy", 8)
-    assert whole["scores"]["balanced_accuracy"]["interval"] is not None
+    assert result["truths"] == [tile.label for tile in open_tiles(tiles) if tile.split == "test"]
+    low, high = whole["scores"]["balanced_accuracy"]["interval"]
+    assert 0 <= low <= scores["balanced_accuracy"] <= high <= 1
 
 
 @pytest.mark.parametrize(
