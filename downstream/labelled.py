@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any, Literal
 
 import numpy as np
@@ -271,6 +272,12 @@ def _checked_extra(
 def _named(settings: DataSettings, splits: Sequence[str | None]) -> dict[str, NDArray[np.int64]]:
     """Parts by the splits that the tiles name."""
     wanted = {TRAIN: settings.split, VALIDATION: settings.validation, TEST: settings.holdout}
+    for (one, name), (other, again) in combinations(zip(("split", "validation", "holdout"), wanted.values()), 2):
+        if name is not None and name == again:
+            raise InputError(
+                f"data.{one} and data.{other} are both {name!r}, but tiles that are learned from, that choose the "
+                "network and that are scored must be different ones; name another split, or give --data.folds 5."
+            )
     parts = {
         part: np.array([k for k, split in enumerate(splits) if name is not None and split == name], dtype=np.int64)
         for part, name in wanted.items()
