@@ -14,6 +14,7 @@ from histo.probes.splits import folds
 from histo.randomness import draws
 from histo.tiles import TileEntry, TileSet, open_tiles
 from histo.tiles.classes import grouped, read_groups
+from histo.tiles.owners import Owner, count_owners, owner_of
 
 TRAIN, VALIDATION, TEST = PARTS = ("train", "validation", "test")
 Needs = Literal["label", "mask"]
@@ -92,7 +93,7 @@ class Labelled:
         classes: names, in order; numbers: int64 [N], the class of each tile; empty where the task needs masks.
         number_of: the class of each label of tiles.
         extra: further tiles to learn from; None without any.
-        patients: (source, patient) of each tile, None where unknown.
+        patients: of each tile, or the slide that it was cut from; None where both are unknown.
         facts: what they are, by name, for people and results.
     """
 
@@ -102,7 +103,7 @@ class Labelled:
     numbers: NDArray[np.int64]
     number_of: dict[str, int]
     extra: TileSet | None
-    patients: list[Hashable | None]
+    patients: list[Owner | None]
     facts: dict[str, Any]
 
     def part(self, name: str) -> TileSet:
@@ -157,7 +158,7 @@ def divided(
     noun: str = "tile",
     extra: TileSet | None = None,
 ) -> Labelled:
-    """Divide tiles by patient, and keep the labels that may be used.
+    """Divide tiles by patient, where unknown by slide, and keep the labels that may be used.
 
     Args:
         tiles: or whatever has the same facts, such as one entry for each slide.
@@ -171,14 +172,14 @@ def divided(
         InputError: a split without tiles; a patient in two parts; a class that a part lacks.
     """
     entries = list(tiles.entries)
-    patients: list[Hashable | None] = [entry.patient and (entry.source, entry.patient) for entry in entries]
+    patients = [owner_of(entry) for entry in entries]
     splits = [entry.split for entry in entries]
     parts = _folded(settings, patients, labels, seed, fold) if settings.folds else _named(settings, splits)
     common = _common_patients(parts, patients)
     if common and not settings.common_patients:
         one, other, patient = common[0]
         raise InputError(
-            f"{len(common)} patients are in two parts, first {patient[1]} in {one} and {other}; correct the column "
+            f"{_common_owners(common)} are in two parts, first {patient.name} in {one} and {other}; correct the column "
             "split of tiles.csv, or give --data.common_patients true, which every result will then say."
         )
     allowed = parts[TRAIN]
@@ -196,7 +197,6 @@ def divided(
                     "splits, join classes (--data.group), or use more labels."
                 )
     number_of = {str(entry.label): int(number) for entry, number in zip(entries, numbers, strict=False)}
-    known = {patient for patient in patients if patient is not None}
     facts = {
         "tiles": tiles.describe(),
         "divided": f"fold {fold + 1} of {settings.folds} is scored, patients dealt by seed {seed}"
@@ -204,18 +204,15 @@ def divided(
         else f"splits of the tiles: {settings.split} learned from, {settings.holdout} scored",
         "labels used": f"{0 if extra is not None and settings.extra_share == 1 else len(used)} of {len(allowed)} "
         f"training {noun}s",
-        **{
-            name: f"{len(parts[name])} {noun}s · {len({patients[k] for k in parts[name]} - {None})} patients"
-            for name in PARTS
-        },
-        "patients": f"{len(known)} known, {patients.count(None)} {noun}s of unknown patient",
+        **{name: f"{len(parts[name])} {noun}s · {count_owners(patients[k] for k in parts[name])}" for name in PARTS},
+        "patients": _known(patients, noun),
     }
     if extra is not None:
-        shared = _checked_extra(extra, settings, number_of, {patients[k] for k in parts[TEST]} - {None})
+        shared = _checked_extra(extra, settings, number_of, {one for k in parts[TEST] if (one := patients[k])})
         facts["extra"] = f"{extra.describe()}, {settings.extra_share:.0%} of the crops"
         common = common or shared
     if common:
-        facts["warning"] = f"{len(common)} patients are in two parts, so that scores are too high"
+        facts["warning"] = f"{_common_owners(common)} are in two parts, so that scores are too high"
     return Labelled(tiles, parts, classes, numbers, number_of, extra, patients, facts)
 
 
@@ -246,8 +243,8 @@ def _open_extra(settings: DataSettings, needs: Needs) -> TileSet | None:
 
 
 def _checked_extra(
-    extra: TileSet, settings: DataSettings, number_of: dict[str, int], scored: set[Any]
-) -> list[tuple[str, str, Any]]:
+    extra: TileSet, settings: DataSettings, number_of: dict[str, int], scored: set[Owner]
+) -> list[tuple[str, str, Owner]]:
     """Patients of further tiles that are scored, by name whatever the source, as `_common_patients` has them.
 
     Raises:
@@ -259,21 +256,23 @@ def _checked_extra(
             f"data.extra has the label {unknown[0]!r}, expected one of {', '.join(sorted(number_of))} as in "
             "data.tiles; correct the column label of its tiles.csv."
         )
-    names = {patient for _, patient in scored}
-    common = sorted({str(entry.patient) for entry in extra.entries if entry.patient in names})
+    names = {(one.kind, one.name) for one in scored}
+    owners = {one for entry in extra.entries if (one := owner_of(entry))}
+    common = [("extra", TEST, one) for one in sorted(owners) if (one.kind, one.name) in names]
     if common and not settings.common_patients:
         raise InputError(
-            f"{len(common)} patients of data.extra are scored, first {common[0]}; leave them out of data.extra, or "
-            "give --data.common_patients true, which every result will then say."
+            f"{_common_owners(common)} of data.extra are scored, first {common[0][2].name}; leave them out of "
+            "data.extra, or give --data.common_patients true, which every result will then say."
         )
-    return [("extra", TEST, patient) for patient in common]
+    return common
 
 
 def _named(settings: DataSettings, splits: Sequence[str | None]) -> dict[str, NDArray[np.int64]]:
     """Parts by the splits that the tiles name."""
     wanted = {TRAIN: settings.split, VALIDATION: settings.validation, TEST: settings.holdout}
-    for (one, name), (other, again) in combinations(zip(("split", "validation", "holdout"), wanted.values()), 2):
-        if name is not None and name == again:
+    for one, other in combinations(("split", "validation", "holdout"), 2):
+        name = getattr(settings, one)
+        if name is not None and name == getattr(settings, other):
             raise InputError(
                 f"data.{one} and data.{other} are both {name!r}, but tiles that are learned from, that choose the "
                 "network and that are scored must be different ones; name another split, or give --data.folds 5."
@@ -293,7 +292,7 @@ def _named(settings: DataSettings, splits: Sequence[str | None]) -> dict[str, ND
 
 
 def _folded(
-    settings: DataSettings, patients: Sequence[Hashable | None], labels: Sequence[str] | None, seed: int, fold: int
+    settings: DataSettings, patients: Sequence[Owner | None], labels: Sequence[str] | None, seed: int, fold: int
 ) -> dict[str, NDArray[np.int64]]:
     """One fold is scored, the others are learned from."""
     of_tile = folds(patients, labels if labels is not None else ["nuclei"] * len(patients), settings.folds, seed)
@@ -302,10 +301,10 @@ def _folded(
 
 
 def _common_patients(
-    parts: dict[str, NDArray[np.int64]], patients: Sequence[Hashable | None]
-) -> list[tuple[str, str, Any]]:
+    parts: dict[str, NDArray[np.int64]], patients: Sequence[Owner | None]
+) -> list[tuple[str, str, Owner]]:
     """(one part, other part, patient) of those in two."""
-    of_part = {name: {patients[k] for k in places} - {None} for name, places in parts.items()}
+    of_part = {name: {patient for k in places if (patient := patients[k])} for name, places in parts.items()}
     return [
         (one, other, patient)
         for place, one in enumerate(PARTS)
@@ -314,10 +313,25 @@ def _common_patients(
     ]
 
 
+def _common_owners(common: Sequence[tuple[str, str, Owner]]) -> str:
+    """How many, and what of."""
+    slides = all(owner.kind == "slide" for _, _, owner in common)
+    return f"{len(common)} {'slides' if slides else 'patients'}"
+
+
+def _known(patients: Sequence[Owner | None], noun: str) -> str:
+    """What is known of the patients, for people."""
+    known = {one for one in patients if one is not None}
+    slides = {one for one in known if one.kind == "slide"}
+    unknown = sum(one is None or one in slides for one in patients)
+    apart = f", each of their {len(slides)} slides counted as one" if slides else ""
+    return f"{len(known - slides)} known, {unknown} {noun}s of unknown patient{apart}"
+
+
 def _chosen(
     settings: DataSettings,
     allowed: NDArray[np.int64],
-    patients: Sequence[Hashable | None],
+    patients: Sequence[Owner | None],
     labels: Sequence[str] | None,
     seed: int,
 ) -> NDArray[np.int64]:
@@ -332,7 +346,7 @@ def _chosen(
 
 def _set_aside(
     used: NDArray[np.int64],
-    patients: Sequence[Hashable | None],
+    patients: Sequence[Owner | None],
     labels: Sequence[str] | None,
     share: float,
     seed: int,

@@ -78,7 +78,7 @@ class Result:
     ) -> "Result":
         """That of a training which has ended."""
         known = [labelled.patients[k] for k in labelled.parts[TEST]]
-        patients = [None if one is None else f"{one[0]}/{one[1]}" for one in known]
+        patients = [None if one is None else str(one) for one in known]
         facts = {**labelled.facts, "task": recipe.task, "encoder": recipe.encoder.source}
         used = labelled.parts[TRAIN].size + (labelled.parts[VALIDATION].size if recipe.data.validation is None else 0)
         return cls(

@@ -32,6 +32,7 @@ from histo.metrics.classification import classification_scores, patient_means, r
 from histo.metrics.regions import class_numbers, dice_of, iou_of, pixel_table
 from histo.tiles import TileSet
 from histo.tiles.classes import grouped, read_groups
+from histo.tiles.owners import owner_of
 
 
 @dataclass
@@ -241,7 +242,10 @@ def score_classes(table: Path, tiles: TileSet, split: str | None, group: list[st
         "ece": "of the most probable class in 15 bins",
         "recognition rate": "mean over patients of the share of their images that are right",
     }
-    truths = [Truth(key, None, patient=patient) for key, patient in zip(keys, patients, strict=True)]
+    units = [owner_of(entries[k]) for k in chosen]
+    truths = [
+        Truth(key, None, patient=None if unit is None else str(unit)) for key, unit in zip(keys, units, strict=True)
+    ]
     intervals = {k: v for k, v in _intervals(truths, cases).items() if k == "accuracy"}
     confusion = [list(row) for row in by_image.confusion]
     return Scored(scores, cases, "p_true", facts, draw, intervals, "", notes, classes, confusion)

@@ -15,7 +15,8 @@ def write(folder: Path, rows: list[dict[str, str]]) -> Path:
     """Tiles of one colour each, with a tiles.csv."""
     folder.mkdir()
     for number, row in enumerate(rows):
-        row["path"] = f"{number:03d}.png"
+        row.setdefault("path", f"{number:03d}.png")
+        (folder / row["path"]).parent.mkdir(exist_ok=True)
         Image.new("RGB", (8, 8), (number % 256, 90, 160)).save(folder / row["path"])
     with (folder / "tiles.csv").open("w", newline="") as file:
         table = csv.DictWriter(file, ["path", "label", "patient", "mpp", "split", "mask"])
@@ -135,6 +136,35 @@ def test_tiles_without_what_is_needed_are_refused(folder: Path, tmp_path: Path) 
 def test_settings_out_of_range(change: dict[str, object], words: str) -> None:
     with pytest.raises(InputError, match=words):
         DataSettings(**change)  # type: ignore[arg-type]
+
+
+def cut(tile: int, slide: int, **facts: str) -> dict[str, str]:
+    """A tile as `nucleate tile` names it."""
+    return {"path": f"slide{slide}/x{tile * 8:06d}_y000000.png", "label": "ab"[slide % 2], **facts}
+
+
+def test_tiles_of_a_slide_stay_together_where_patients_are_unknown(tmp_path: Path) -> None:
+    folder = write(tmp_path / "tiles", [cut(k, k // 6) for k in range(24)])
+    found = open_labelled(DataSettings(str(folder), folds=2), "label", 0)
+    slides = [entry.key.split("/")[0] for entry in found.tiles.entries]
+    train, test = ({slides[k] for k in found.parts[part]} for part in ("train", "test"))
+    assert len(train) == len(test) == 2
+    assert not train & test
+    assert found.facts["test"] == "12 tiles · 2 slides of unknown patient"
+    assert found.facts["patients"] == "0 known, 24 tiles of unknown patient, each of their 4 slides counted as one"
+    assert len({str(found.patients[k]) for k in found.parts["test"]}) == 2
+    aside = open_labelled(DataSettings(str(folder), folds=2, label_images=9), "label", 0)
+    assert len({slides[k] for k in aside.parts["train"]}) == 2
+    named = write(tmp_path / "named", [cut(k, k // 6, split=("train", "test")[k % 2]) for k in range(12)])
+    with pytest.raises(InputError, match="2 slides are in two parts, first slide0 in train and test; correct"):
+        open_labelled(DataSettings(str(named)), "label", 0)
+
+
+def test_a_known_patient_goes_before_the_slide(tmp_path: Path) -> None:
+    folder = write(tmp_path / "tiles", [cut(k, k // 3, patient=f"p{k // 6}", label="a") for k in range(12)])
+    found = open_labelled(DataSettings(str(folder), folds=2), "label", 0)
+    assert [str(one) for one in found.patients[::6]] == ["tiles/p0", "tiles/p1"]
+    assert len(patients(found, "test")) == 1
 
 
 def test_unknown_patients_count_as_their_own(tmp_path: Path) -> None:
