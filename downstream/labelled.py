@@ -1,5 +1,6 @@
 """Labelled tiles in parts that share no patient: what is learned from, what says when to stop, what is scored."""
 
+import os
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -208,7 +209,8 @@ def divided(
         "patients": _known(patients, noun),
     }
     if extra is not None:
-        shared = _checked_extra(extra, settings, number_of, {one for k in parts[TEST] if (one := patients[k])})
+        judged = {name: [(entries[k], patients[k]) for k in parts[name]] for name in (TEST, VALIDATION)}
+        shared = _checked_extra(extra, settings, number_of, judged)
         facts["extra"] = f"{extra.describe()}, {settings.extra_share:.0%} of the crops"
         common = common or shared
     if common:
@@ -243,12 +245,19 @@ def _open_extra(settings: DataSettings, needs: Needs) -> TileSet | None:
 
 
 def _checked_extra(
-    extra: TileSet, settings: DataSettings, number_of: dict[str, int], scored: set[Owner]
+    extra: TileSet,
+    settings: DataSettings,
+    number_of: dict[str, int],
+    judged: dict[str, list[tuple[TileEntry, Owner | None]]],
 ) -> list[tuple[str, str, Owner]]:
-    """Patients of further tiles that are scored, by name whatever the source, as `_common_patients` has them.
+    """Patients of further tiles that are validated or scored, by name whatever the source, as `_common_patients` has.
+
+    Args:
+        judged: tiles of these two parts, and whose they are.
 
     Raises:
-        InputError: there are some and that is not allowed, or a label that no scored tile has.
+        InputError: there are some and that is not allowed, a tile of these parts itself, or a label that no tile of
+            data.tiles has.
     """
     unknown = sorted({str(entry.label) for entry in extra.entries} - number_of.keys()) if number_of else []
     if unknown:
@@ -256,15 +265,40 @@ def _checked_extra(
             f"data.extra has the label {unknown[0]!r}, expected one of {', '.join(sorted(number_of))} as in "
             "data.tiles; correct the column label of its tiles.csv."
         )
-    names = {(one.kind, one.name) for one in scored}
-    owners = {one for entry in extra.entries if (one := owner_of(entry))}
-    common = [("extra", TEST, one) for one in sorted(owners) if (one.kind, one.name) in names]
+    common: list[tuple[str, str, Owner]] = []
+    owners = sorted({one for entry in extra.entries if (one := owner_of(entry))})
+    for part, tiles in judged.items():
+        same = _same_tile(extra, [entry for entry, _ in tiles])
+        if same is not None:
+            raise InputError(
+                f"The tile {same.key} of data.extra is in the {part} part of data.tiles too, expected other tiles to "
+                "learn from; leave such tiles out of data.extra, or name its split by --data.extra_split."
+            )
+        names = {(one.kind, one.name) for _, one in tiles if one}
+        common += [("extra", part, one) for one in owners if (one.kind, one.name) in names]
     if common and not settings.common_patients:
+        _, part, owner = common[0]
         raise InputError(
-            f"{_common_owners(common)} of data.extra are scored, first {common[0][2].name}; leave them out of "
-            "data.extra, or give --data.common_patients true, which every result will then say."
+            f"{_common_owners(common)} of data.extra are in the parts that choose the network or are scored, first "
+            f"{owner.name} in {part}; leave them out of data.extra, or give --data.common_patients true, which every "
+            "result will then say."
         )
     return common
+
+
+def _same_tile(extra: TileSet, others: Sequence[TileEntry]) -> TileEntry | None:
+    """The first of further tiles that is one of the others: the same file, or one of the same key and content."""
+    files = {os.path.abspath(entry.path) for entry in others}
+    of_key: dict[str, list[TileEntry]] = {}
+    for entry in others:
+        of_key.setdefault(entry.key, []).append(entry)
+    for entry in extra.entries:
+        if os.path.abspath(entry.path) in files:
+            return entry
+        alike = of_key.get(entry.key, ())
+        if alike and any(entry.image_file() == other.image_file() for other in alike):
+            return entry
+    return None
 
 
 def _named(settings: DataSettings, splits: Sequence[str | None]) -> dict[str, NDArray[np.int64]]:

@@ -1,6 +1,8 @@
 """Labelled tiles in parts without a common patient, and what is refused."""
 
 import csv
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -165,6 +167,38 @@ def test_a_known_patient_goes_before_the_slide(tmp_path: Path) -> None:
     found = open_labelled(DataSettings(str(folder), folds=2), "label", 0)
     assert [str(one) for one in found.patients[::6]] == ["tiles/p0", "tiles/p1"]
     assert len(patients(found, "test")) == 1
+
+
+def test_further_tiles_are_none_that_are_judged(tmp_path: Path) -> None:
+    """Of unknown patients the tiles themselves are compared: the same files, or copies of them under the same names."""
+    splits = ("train", "val", "test")
+    folder = write(tmp_path / "tiles", [{"label": "ab"[k % 2], "split": splits[k // 2 % 3]} for k in range(12)])
+    copied, other = shutil.copytree(folder, tmp_path / "copied"), shutil.copytree(folder, tmp_path / "other" / "tiles")
+    for number in range(12):
+        Image.new("RGB", (8, 8), (90, number, 160)).save(other / f"{number:03d}.png")
+
+    def opened(extra: Path, split: str | None) -> Labelled:
+        settings = DataSettings(str(folder), validation="val", extra=str(extra), extra_split=split)
+        return open_labelled(settings, "label", 0)
+
+    for extra in (folder, copied):
+        for split, part, first in ((None, "test", "004"), ("test", "test", "004"), ("val", "validation", "002")):
+            with pytest.raises(InputError, match=f"The tile {first}.png of data.extra is in the {part} part of data.t"):
+                opened(extra, split)
+        assert len(opened(extra, "train").extra or ()) == 4
+    assert len(opened(other, None).extra or ()) == 12
+
+
+@pytest.mark.parametrize(("patient", "part"), [("p2", "validation"), ("p4", "test")])
+def test_patients_of_further_tiles_are_not_judged(tmp_path: Path, patient: str, part: str) -> None:
+    splits = ("train", "val", "test")
+    rows = [{"label": "ab"[k % 2], "patient": f"p{k}", "split": splits[k // 2]} for k in range(6)]
+    folder, extra = write(tmp_path / "tiles", rows), write(tmp_path / "extra", [{"label": "a", "patient": patient}])
+    settings = DataSettings(str(folder), validation="val", extra=str(extra))
+    with pytest.raises(InputError, match=f"1 patients of data.extra are in .* first {patient} in {part}; leave"):
+        open_labelled(settings, "label", 0)
+    forced = open_labelled(replace(settings, common_patients=True), "label", 0)
+    assert forced.facts["warning"] == "1 patients are in two parts, so that scores are too high"
 
 
 def test_unknown_patients_count_as_their_own(tmp_path: Path) -> None:
