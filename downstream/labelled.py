@@ -14,7 +14,7 @@ from histo.errors import InputError
 from histo.probes.splits import folds
 from histo.randomness import draws
 from histo.tiles import TileEntry, TileSet, open_tiles
-from histo.tiles.classes import grouped, read_groups
+from histo.tiles.classes import grouped, read_groups, resolved
 from histo.tiles.owners import Owner, count_owners, owner_of
 
 TRAIN, VALIDATION, TEST = PARTS = ("train", "validation", "test")
@@ -138,7 +138,7 @@ def open_needed(settings: DataSettings, needs: Needs, size: int = 256) -> tuple[
         The tiles, and the class of each; None where masks are needed.
 
     Raises:
-        InputError: no tiles, or some without a label or a mask.
+        InputError: no tiles, some without a label or a mask, or groups that do not fit the labels.
     """
     if settings.tiles is None:
         raise InputError("data.tiles is not given, expected labelled tiles; name a folder, or NAME:PATH of a set.")
@@ -147,7 +147,8 @@ def open_needed(settings: DataSettings, needs: Needs, size: int = 256) -> tuple[
     _refuse_bare(entries, needs)
     if needs == "mask":
         return tiles, None
-    return tiles, grouped([str(entry.label) for entry in entries], read_groups(settings.group), str(settings.tiles))
+    labels = [str(entry.label) for entry in entries]
+    return tiles, grouped(labels, resolved(read_groups(settings.group), labels), str(settings.tiles))
 
 
 def divided(

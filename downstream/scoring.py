@@ -31,7 +31,7 @@ from histo.metrics import (
 from histo.metrics.classification import classification_scores, patient_means, recognition_rate
 from histo.metrics.regions import class_numbers, dice_of, iou_of, pixel_table
 from histo.tiles import TileSet
-from histo.tiles.classes import grouped, read_groups
+from histo.tiles.classes import grouped, read_groups, resolved
 from histo.tiles.owners import owner_of
 
 
@@ -198,7 +198,8 @@ def score_classes(table: Path, tiles: TileSet, split: str | None, group: list[st
             f"The tile {keys[truth.index(None)]} of {labels} has no label; fill the column of its tiles.csv."
         )
     if group:
-        truth = list(grouped([str(one) for one in truth], read_groups(group), labels))
+        groups = resolved(read_groups(group), {entry.label for entry in entries if entry.label is not None})
+        truth = list(grouped([str(one) for one in truth], groups, labels))
     strange = sorted({str(one) for one in truth} - set(classes))
     if strange:
         raise InputError(

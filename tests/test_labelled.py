@@ -85,6 +85,8 @@ def test_fewer_labels_lie_inside_more(folder: Path) -> None:
     ("change", "words"),
     [
         ({"holdout": "val"}, "No tile is of the split 'val', which is to be the test part; the tiles have test, train"),
+        ({"group": ["c=x"]}, "--data.group names the label x, which no tile has; the labels are a, b: correct it"),
+        ({"group": ["c=a,b", "d=x"]}, "names the label x"),
         ({"group": ["c=a"]}, "has the labels b, which no --data.group names"),
         ({"group": ["c=a,b"], "label_images": 33}, "label_images is 33, expected at most 32"),
         ({"folds": 7}, "The class a has 6 patients, but 7 folds"),
@@ -115,6 +117,15 @@ def test_a_class_missing_from_a_part_is_refused(tmp_path: Path) -> None:
     folder = write(tmp_path / "tiles", rows)
     with pytest.raises(InputError, match="The class b has no tile in the test part"):
         open_labelled(DataSettings(str(folder)), "label", 0)
+
+
+def test_a_label_that_is_an_abbreviation_elsewhere_can_be_joined(tmp_path: Path) -> None:
+    """A stands for adenosis in BreakHis, and for itself here."""
+    rows = [{"label": "AFG"[k % 3], "patient": f"p{k}", "split": ("train", "test")[k // 3 % 2]} for k in range(12)]
+    folder = write(tmp_path / "tiles", rows)
+    found = open_labelled(DataSettings(str(folder), group=["one=A,F", "two=G"]), "label", 0)
+    assert found.classes == ["one", "two"]
+    assert found.numbers.tolist() == [0, 0, 1] * 4
 
 
 def test_tiles_without_what_is_needed_are_refused(folder: Path, tmp_path: Path) -> None:
