@@ -1,6 +1,7 @@
 """Labelled tiles in parts that share no patient: what is learned from, what says when to stop, what is scored."""
 
 import os
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -191,12 +192,13 @@ def divided(
         parts[TRAIN], parts[VALIDATION] = _set_aside(used, patients, labels, settings.validation_share, seed)
     classes = sorted(set(labels)) if labels is not None else []
     numbers = np.array([classes.index(label) for label in labels] if labels is not None else [], dtype=np.int64)
-    for name in (TRAIN, TEST):
+    for name in (TRAIN, VALIDATION, TEST) if len(parts[VALIDATION]) else (TRAIN, TEST):
         for number, label in enumerate(classes):
             if not (numbers[parts[name]] == number).any():
+                share = ", or give another data.validation_share" if settings.validation_share else ""
                 raise InputError(
                     f"The class {label} has no {noun} in the {name} part, expected some of each class; correct the "
-                    "splits, join classes (--data.group), or use more labels."
+                    f"splits, join classes (--data.group), or use more labels{share if name == VALIDATION else ''}."
                 )
     number_of = {str(entry.label): int(number) for entry, number in zip(entries, numbers, strict=False)}
     facts = {
@@ -386,19 +388,30 @@ def _set_aside(
     share: float,
     seed: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Whole patients of the labelled tiles for validation, as long as every class keeps patients to learn from."""
+    """Whole patients of the labelled tiles for validation, as long as every class keeps patients to learn from.
+
+    Patients come in an order drawn from the seed, first those that bring a class, so that the part has every class
+    where its share allows.
+    """
     own = [("tile", int(k)) if patients[k] is None else patients[k] for k in used]
-    classes = [labels[k] if labels is not None else "nuclei" for k in used]
-    left = {name: {patient for patient, one in zip(own, classes, strict=True) if one == name} for name in set(classes)}
-    known = list(dict.fromkeys(own))
+    sizes, classes_of = Counter(own), defaultdict(set)
+    for patient, k in zip(own, used, strict=True):
+        classes_of[patient].add(labels[k] if labels is not None else "nuclei")
+    left = Counter(name for names in classes_of.values() for name in names)
+    known = list(classes_of)
+    order = [known[place] for place in draws(seed, "validation patients", 0).permutation(len(known))]
     aside: set[Hashable] = set()
-    for place in draws(seed, "validation patients", 0).permutation(len(known)):
-        patient = known[place]
-        held = sum(one in aside for one in own)
-        if held + own.count(patient) > share * len(own):
-            continue
-        if all(len(having - aside - {patient}) for having in left.values()):
-            aside.add(patient)
+    held, shown = 0, set[str]()
+    for only_new in (True, False):
+        for patient in order:
+            names = classes_of[patient]
+            if patient in aside or (only_new and names <= shown):
+                continue
+            if held + sizes[patient] <= share * len(own) and all(left[name] > 1 for name in names):
+                aside.add(patient)
+                held += sizes[patient]
+                shown |= names
+                left.subtract(names)
     if not aside:
         raise InputError(
             f"data.validation_share {share:g} of {len(used)} labelled tiles is less than a patient, or would leave a "

@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from downstream.labelled import DataSettings, Labelled, open_labelled
+from downstream.labelled import DataSettings, Labelled, divided, open_labelled
 from histo.errors import InputError
+from histo.tiles import TileSet
+from histo.tiles.entries import TileEntry
 
 
 def write(folder: Path, rows: list[dict[str, str]]) -> Path:
@@ -64,12 +67,13 @@ def test_every_fold_is_scored_once_and_shares_no_patient(folder: Path) -> None:
 
 
 def test_validation_takes_whole_patients_of_the_labelled_tiles(folder: Path) -> None:
-    settings = DataSettings(str(folder), validation_share=0.3, label_fraction=0.75)
+    settings = DataSettings(str(folder), validation_share=0.35, label_fraction=0.75)
     found = open_labelled(settings, "label", 1)
     assert len(found.parts["train"]) + len(found.parts["validation"]) == 24
-    assert len(found.parts["validation"]) == 4
+    assert len(found.parts["validation"]) == 8
     assert not patients(found, "train") & patients(found, "validation")
-    assert set(found.numbers[found.parts["train"]]) == {0, 1}
+    for part in ("train", "validation"):
+        assert set(found.numbers[found.parts[part]]) == {0, 1}
 
 
 def test_fewer_labels_lie_inside_more(folder: Path) -> None:
@@ -117,6 +121,33 @@ def test_a_class_missing_from_a_part_is_refused(tmp_path: Path) -> None:
     folder = write(tmp_path / "tiles", rows)
     with pytest.raises(InputError, match="The class b has no tile in the test part"):
         open_labelled(DataSettings(str(folder)), "label", 0)
+    splits = ["train"] * 4 + ["val"] * 2 + ["test"] * 2
+    rows = [{"label": "a" if one == "val" else "ab"[k % 2], "split": one} for k, one in enumerate(splits)]
+    named = write(tmp_path / "named", rows)
+    with pytest.raises(InputError, match=r"The class b has no tile in the validation part.* or use more labels\.$"):
+        open_labelled(DataSettings(str(named), validation="val"), "label", 0)
+    rows = [{"label": "ab"[k >= 16], "patient": f"p{k // 4}", "split": "train"} for k in range(32)]
+    rows += [{"label": label, "patient": label, "split": "test"} for label in "ab"]
+    patients = write(tmp_path / "patients", rows)
+    for seed in range(4):  # two patients of eight, whatever the seed of both classes
+        found = open_labelled(DataSettings(str(patients), validation_share=0.25), "label", seed)
+        assert set(found.numbers[found.parts["validation"]]) == {0, 1}
+    with pytest.raises(InputError, match=r"in the validation part.*, or give another data\.validation_share"):
+        open_labelled(DataSettings(str(patients), validation_share=0.2), "label", 0)
+
+
+def test_many_tiles_of_unknown_patient_are_set_aside_at_once() -> None:
+    """By a count for each patient, not a look through all tiles: the slow way took minutes for so many."""
+    entries = [
+        TileEntry(Path(f"{k}.png"), f"{k}.png", "many", None, None, "ab"[k % 2], ("train", "test")[k % 5 == 0], None)
+        for k in range(30_000)
+    ]
+    labels = [str(entry.label) for entry in entries]
+    start = time.process_time()
+    found = divided(DataSettings("many", validation_share=0.2), TileSet(entries), labels, 0, 0)
+    assert time.process_time() - start < 20
+    assert len(found.parts["validation"]) == 4800
+    assert len(found.parts["train"]) == 19_200
 
 
 def test_a_label_that_is_an_abbreviation_elsewhere_can_be_joined(tmp_path: Path) -> None:
