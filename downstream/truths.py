@@ -173,13 +173,14 @@ def refuse_gaps(place: str, labels: str, wanted: list[str], found: list[str], ot
     Raises:
         InputError: one is missing, or one too many.
     """
-    missing = [name for name in wanted if name not in set(found)]
+    there = set(found)
+    missing = [name for name in wanted if name not in there]
     if missing:
         raise InputError(
             f"{place} lacks {len(missing)} of the {len(wanted)} tiles of {labels}, first {missing[0]}; predict all of "
             "them, or name the split that was predicted by --split."
         )
-    extra = sorted(set(found) - set(wanted) - others)
+    extra = sorted(there - set(wanted) - others)
     if extra:
         raise InputError(
             f"{place} has {len(extra)} predictions of no tile of {labels}, first {extra[0]}; remove them, or name the "
