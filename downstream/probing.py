@@ -15,6 +15,7 @@ from downstream.cases import class_picture, save_pictures
 from downstream.features import features_of
 from downstream.labelled import TEST, TRAIN, VALIDATION, Labelled
 from downstream.linear import fit
+from downstream.losses import class_weights
 from downstream.recipe import Recipe
 from downstream.results import Result, write_result
 from downstream.start import card_of, disagreements, open_start
@@ -51,7 +52,9 @@ def probe(recipe: Recipe, run: RunFolder, labelled: Labelled, seed: int, fold: i
         probabilities = F.one_hot(voted, classes).float()
     else:
         kept = (found[parts[VALIDATION]], numbers[parts[VALIDATION]]) if len(parts[VALIDATION]) else None
-        fitted = fit(train, numbers[parts[TRAIN]], classes, recipe.linear, seed, kept)
+        wanted, own = recipe.classify, numbers[parts[TRAIN]]
+        weights = class_weights(own, classes, wanted.weights)
+        fitted = fit(train, own, classes, recipe.linear, seed, kept, wanted.loss, weights, wanted.gamma)
         probabilities = fitted.layer(test).softmax(1)
         seen = fitted.steps * min(recipe.linear.batch_size, len(train))
         network = Classifier(encoder.cpu(), found.shape[1], classes, mean, std)

@@ -29,7 +29,7 @@ KIND = "classifier"
 
 @dataclass
 class ClassifySettings:
-    """How classes are learned."""
+    """How classes are learned; of task linear its loss and weights."""
 
     loss: Loss = "cross_entropy"
     """cross_entropy, or focal: less of what is right already"""
