@@ -41,7 +41,8 @@ def probe(recipe: Recipe, run: RunFolder, labelled: Labelled, seed: int, fold: i
     encoder = start.encoder.requires_grad_(False).eval().to(device)
     folder = Path(recipe.features) if recipe.features else run.path.parent / "features"
     bf16 = recipe.train.precision == "bf16"
-    found = features_of(encoder, labelled.tiles, recipe.crop.size, mean, std, device=device, folder=folder, bf16=bf16)
+    kind, size = start.architecture, recipe.crop.size
+    found = features_of(encoder, kind, labelled.tiles, size, mean, std, device=device, folder=folder, bf16=bf16)
     numbers = torch.from_numpy(labelled.numbers)
     parts = {name: torch.from_numpy(places) for name, places in labelled.parts.items()}
     classes = len(labelled.classes)
