@@ -22,6 +22,7 @@ from downstream.results import Result, write_result
 from downstream.start import card_of, disagreements, open_start
 from downstream.task import Evaluation
 from downstream.tasks.classify import class_scores
+from histo.encoders import Architecture
 from histo.running.runs import RunFolder
 from histo.running.settings import as_yaml
 from histo.slides.streaming import SlideEntry
@@ -44,7 +45,8 @@ def aggregate(recipe: Recipe, run: RunFolder, bags: Bags, seed: int, fold: int, 
     encoder = start.encoder.requires_grad_(False).eval().to(accelerator.device)
     bf16 = recipe.train.precision == "bf16"
     folder = Path(recipe.features) if recipe.features else run.path.parent / "features"
-    found = bag_features(encoder, bags, recipe.crop.size, mean, std, accelerator.device, folder, bf16)
+    kind, side, device = start.architecture, recipe.crop.size, accelerator.device
+    found = bag_features(encoder, kind, bags, side, mean, std, device, folder, bf16)
 
     def part(name: str) -> tuple[list[Tensor], list[int]]:
         places = labelled.parts[name].tolist()
@@ -70,6 +72,7 @@ def aggregate(recipe: Recipe, run: RunFolder, bags: Bags, seed: int, fold: int, 
 
 def bag_features(
     encoder: nn.Module,
+    architecture: Architecture,
     bags: Bags,
     side: int,
     mean: tuple[float, ...],
@@ -83,16 +86,19 @@ def bag_features(
     Raises:
         InputError: as `downstream.features.features_of`.
     """
+
+    def features(tiles: TileSet) -> Tensor:
+        return features_of(encoder, architecture, tiles, side, mean, std, device=device, folder=folder, bf16=bf16)
+
     of_slides = [isinstance(bags.tiles.entries[int(members[0])], SlideEntry) for members in bags.members]
     others = [k for k, of_slide in enumerate(of_slides) if not of_slide]
     found: list[Tensor] = [torch.empty(0)] * len(of_slides)
     for k, of_slide in enumerate(of_slides):
         if of_slide:
-            found[k] = features_of(encoder, bags.of(k), side, mean, std, device=device, folder=folder, bf16=bf16)
+            found[k] = features(bags.of(k))
     if others:
         tiles = TileSet(bags.tiles.entries.take(np.concatenate([bags.members[k] for k in others])))
-        features = features_of(encoder, tiles, side, mean, std, device=device, folder=folder, bf16=bf16)
-        for k, own in zip(others, features.split([len(bags.members[k]) for k in others]), strict=True):
+        for k, own in zip(others, features(tiles).split([len(bags.members[k]) for k in others]), strict=True):
             found[k] = own
     return found
 

@@ -1,6 +1,5 @@
 """Which tiles make a bag: those of a slide, or those of a patient where they come from no slide."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -12,8 +11,7 @@ from histo.errors import InputError
 from histo.slides.streaming import SlideEntry
 from histo.tiles import TileSet
 from histo.tiles.entries import TileEntry
-
-_PLACED = re.compile(r"(.+)/x\d{6,}_y\d{6,}")  # the key of a tile that `nucleate tile` cut, behind that of its slide
+from histo.tiles.owners import slide_of
 
 
 @dataclass
@@ -94,10 +92,8 @@ def in_bags(
 
 
 def _bag_of(entry: TileEntry) -> str:
-    if isinstance(entry, SlideEntry):
-        return entry.row.key
-    if placed := _PLACED.fullmatch(entry.key):
-        return placed[1]
+    if (slide := slide_of(entry)) is not None:
+        return slide
     if entry.patient is None:
         raise InputError(
             f"The tile {entry.key} of {entry.source} is of no slide and of unknown patient, expected one of them, "

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from histo.encoders import digest
+from histo.encoders import Architecture, digest
 from histo.errors import InputError, writing
 from histo.files import written_whole
 from histo.probes.embedding import embed, fitted
@@ -26,6 +26,7 @@ _CHUNK = 256  # tiles read before the encoder sees them
 
 def features_of(
     encoder: nn.Module,
+    architecture: Architecture,
     tiles: TileSet,
     side: int,
     mean: Sequence[float],
@@ -37,11 +38,11 @@ def features_of(
 ) -> Tensor:
     """Pooled features of whole tiles, resized to side x side pixels (`histo.probes.fitted`).
 
-    Their file is named by the SHA-256 of all that settles them: weights, scaling, size, arithmetic, and of each tile
-    its name, its place on a slide, and size and time of change of the file that it is read from.
+    Their file is named by the SHA-256 of all that settles them: architecture, weights, scaling, size, arithmetic, and
+    of each tile its name, its place on a slide, and size and time of change of the file that it is read from.
 
     Args:
-        encoder: without classifier, on `device`.
+        encoder: without classifier, on `device`; architecture: what it was built as.
         mean, std: of each channel, of levels scaled to [0, 1].
         folder: of the files; None keeps none.
         bf16: arithmetic of the encoder, instead of fp32.
@@ -52,7 +53,9 @@ def features_of(
     Raises:
         InputError: a tile that cannot be read, features that are not finite, or a folder that cannot be written.
     """
-    path = None if folder is None else folder / f"{_key(encoder, tiles, side, mean, std, bf16)}.safetensors"
+    path = (
+        None if folder is None else folder / f"{_key(encoder, architecture, tiles, side, mean, std, bf16)}.safetensors"
+    )
     if path is not None and path.is_file():
         with suppress(SafetensorError, OSError, KeyError):  # a damaged one is made again
             return load_file(path)["features"]
@@ -73,8 +76,17 @@ def features_of(
     return found
 
 
-def _key(encoder: nn.Module, tiles: TileSet, side: int, mean: Sequence[float], std: Sequence[float], bf16: bool) -> str:
-    total = hashlib.sha256(f"{digest(encoder.state_dict())} {side} {list(mean)} {list(std)} {bf16}\n".encode())
+def _key(
+    encoder: nn.Module,
+    architecture: Architecture,
+    tiles: TileSet,
+    side: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    bf16: bool,
+) -> str:
+    basis = f"{architecture!r} {digest(encoder.state_dict())} {side} {list(mean)} {list(std)} {bf16}\n"
+    total = hashlib.sha256(basis.encode())
     states: dict[Path, tuple[int, int] | None] = {}  # thousands of tiles may lie in one file
     for entry in tiles.entries:
         path, place = _lies(entry)

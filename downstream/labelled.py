@@ -1,7 +1,10 @@
 """Labelled tiles in parts that share no patient: what is learned from, what says when to stop, what is scored."""
 
+import os
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any, Literal
 
 import numpy as np
@@ -12,7 +15,8 @@ from histo.errors import InputError
 from histo.probes.splits import folds
 from histo.randomness import draws
 from histo.tiles import TileEntry, TileSet, open_tiles
-from histo.tiles.classes import grouped, read_groups
+from histo.tiles.classes import grouped, read_groups, resolved
+from histo.tiles.owners import Owner, count_owners, owner_of
 
 TRAIN, VALIDATION, TEST = PARTS = ("train", "validation", "test")
 Needs = Literal["label", "mask"]
@@ -91,7 +95,7 @@ class Labelled:
         classes: names, in order; numbers: int64 [N], the class of each tile; empty where the task needs masks.
         number_of: the class of each label of tiles.
         extra: further tiles to learn from; None without any.
-        patients: (source, patient) of each tile, None where unknown.
+        patients: of each tile, or the slide that it was cut from; None where both are unknown.
         used: number of training tiles whose labels are used, to learn from or to say which network counts.
         facts: what they are, by name, for people and results.
     """
@@ -102,7 +106,7 @@ class Labelled:
     numbers: NDArray[np.int64]
     number_of: dict[str, int]
     extra: TileSet | None
-    patients: list[Hashable | None]
+    patients: list[Owner | None]
     used: int
     facts: dict[str, Any]
 
@@ -137,7 +141,7 @@ def open_needed(settings: DataSettings, needs: Needs, size: int = 256) -> tuple[
         The tiles, and the class of each; None where masks are needed.
 
     Raises:
-        InputError: no tiles, or some without a label or a mask.
+        InputError: no tiles, some without a label or a mask, or groups that do not fit the labels.
     """
     if settings.tiles is None:
         raise InputError("data.tiles is not given, expected labelled tiles; name a folder, or NAME:PATH of a set.")
@@ -146,7 +150,8 @@ def open_needed(settings: DataSettings, needs: Needs, size: int = 256) -> tuple[
     _refuse_bare(entries, needs)
     if needs == "mask":
         return tiles, None
-    return tiles, grouped([str(entry.label) for entry in entries], read_groups(settings.group), str(settings.tiles))
+    labels = [str(entry.label) for entry in entries]
+    return tiles, grouped(labels, resolved(read_groups(settings.group), labels), str(settings.tiles))
 
 
 def divided(
@@ -158,7 +163,7 @@ def divided(
     noun: str = "tile",
     extra: TileSet | None = None,
 ) -> Labelled:
-    """Divide tiles by patient, and keep the labels that may be used.
+    """Divide tiles by patient, where unknown by slide, and keep the labels that may be used.
 
     Args:
         tiles: or whatever has the same facts, such as one entry for each slide.
@@ -172,14 +177,14 @@ def divided(
         InputError: a split without tiles; a patient in two parts; a class that a part lacks.
     """
     entries = list(tiles.entries)
-    patients: list[Hashable | None] = [entry.patient and (entry.source, entry.patient) for entry in entries]
+    patients = [owner_of(entry) for entry in entries]
     splits = [entry.split for entry in entries]
     parts = _folded(settings, patients, labels, seed, fold) if settings.folds else _named(settings, splits)
     common = _common_patients(parts, patients)
     if common and not settings.common_patients:
         one, other, patient = common[0]
         raise InputError(
-            f"{len(common)} patients are in two parts, first {patient[1]} in {one} and {other}; correct the column "
+            f"{_common_owners(common)} are in two parts, first {patient.name} in {one} and {other}; correct the column "
             "split of tiles.csv, or give --data.common_patients true, which every result will then say."
         )
     allowed = parts[TRAIN]
@@ -189,15 +194,15 @@ def divided(
         parts[TRAIN], parts[VALIDATION] = _set_aside(used, patients, labels, settings.validation_share, seed)
     classes = sorted(set(labels)) if labels is not None else []
     numbers = np.array([classes.index(label) for label in labels] if labels is not None else [], dtype=np.int64)
-    for name in (TRAIN, TEST):
+    for name in (TRAIN, VALIDATION, TEST) if len(parts[VALIDATION]) else (TRAIN, TEST):
         for number, label in enumerate(classes):
             if not (numbers[parts[name]] == number).any():
+                share = ", or give another data.validation_share" if settings.validation_share else ""
                 raise InputError(
                     f"The class {label} has no {noun} in the {name} part, expected some of each class; correct the "
-                    "splits, join classes (--data.group), or use more labels."
+                    f"splits, join classes (--data.group), or use more labels{share if name == VALIDATION else ''}."
                 )
     number_of = {str(entry.label): int(number) for entry, number in zip(entries, numbers, strict=False)}
-    known = {patient for patient in patients if patient is not None}
     learned = 0 if extra is not None and settings.extra_share == 1 else len(parts[TRAIN])
     counted = learned + (len(parts[VALIDATION]) if settings.validation_share else 0)
     facts = {
@@ -206,18 +211,16 @@ def divided(
         if settings.folds
         else f"splits of the tiles: {settings.split} learned from, {settings.holdout} scored",
         "labels used": f"{counted} of {len(allowed)} training {noun}s",
-        **{
-            name: f"{len(parts[name])} {noun}s · {len({patients[k] for k in parts[name]} - {None})} patients"
-            for name in PARTS
-        },
-        "patients": f"{len(known)} known, {patients.count(None)} {noun}s of unknown patient",
+        **{name: f"{len(parts[name])} {noun}s · {count_owners(patients[k] for k in parts[name])}" for name in PARTS},
+        "patients": _known(patients, noun),
     }
     if extra is not None:
-        shared = _checked_extra(extra, settings, number_of, {patients[k] for k in parts[TEST]} - {None})
+        judged = {name: [(entries[k], patients[k]) for k in parts[name]] for name in (TEST, VALIDATION)}
+        shared = _checked_extra(extra, settings, number_of, judged)
         facts["extra"] = f"{extra.describe()}, {settings.extra_share:.0%} of the crops"
         common = common or shared
     if common:
-        facts["warning"] = f"{len(common)} patients are in two parts, so that scores are too high"
+        facts["warning"] = f"{_common_owners(common)} are in two parts, so that scores are too high"
     return Labelled(tiles, parts, classes, numbers, number_of, extra, patients, counted, facts)
 
 
@@ -248,12 +251,19 @@ def _open_extra(settings: DataSettings, needs: Needs) -> TileSet | None:
 
 
 def _checked_extra(
-    extra: TileSet, settings: DataSettings, number_of: dict[str, int], scored: set[Any]
-) -> list[tuple[str, str, Any]]:
-    """Patients of further tiles that are scored, by name whatever the source, as `_common_patients` has them.
+    extra: TileSet,
+    settings: DataSettings,
+    number_of: dict[str, int],
+    judged: dict[str, list[tuple[TileEntry, Owner | None]]],
+) -> list[tuple[str, str, Owner]]:
+    """Patients of further tiles that are validated or scored, by name whatever the source, as `_common_patients` has.
+
+    Args:
+        judged: tiles of these two parts, and whose they are.
 
     Raises:
-        InputError: there are some and that is not allowed, or a label that no scored tile has.
+        InputError: there are some and that is not allowed, a tile of these parts itself, or a label that no tile of
+            data.tiles has.
     """
     unknown = sorted({str(entry.label) for entry in extra.entries} - number_of.keys()) if number_of else []
     if unknown:
@@ -261,19 +271,52 @@ def _checked_extra(
             f"data.extra has the label {unknown[0]!r}, expected one of {', '.join(sorted(number_of))} as in "
             "data.tiles; correct the column label of its tiles.csv."
         )
-    names = {patient for _, patient in scored}
-    common = sorted({str(entry.patient) for entry in extra.entries if entry.patient in names})
+    common: list[tuple[str, str, Owner]] = []
+    owners = sorted({one for entry in extra.entries if (one := owner_of(entry))})
+    for part, tiles in judged.items():
+        same = _same_tile(extra, [entry for entry, _ in tiles])
+        if same is not None:
+            raise InputError(
+                f"The tile {same.key} of data.extra is in the {part} part of data.tiles too, expected other tiles to "
+                "learn from; leave such tiles out of data.extra, or name its split by --data.extra_split."
+            )
+        names = {(one.kind, one.name) for _, one in tiles if one}
+        common += [("extra", part, one) for one in owners if (one.kind, one.name) in names]
     if common and not settings.common_patients:
+        _, part, owner = common[0]
         raise InputError(
-            f"{len(common)} patients of data.extra are scored, first {common[0]}; leave them out of data.extra, or "
-            "give --data.common_patients true, which every result will then say."
+            f"{_common_owners(common)} of data.extra are in the parts that choose the network or are scored, first "
+            f"{owner.name} in {part}; leave them out of data.extra, or give --data.common_patients true, which every "
+            "result will then say."
         )
-    return [("extra", TEST, patient) for patient in common]
+    return common
+
+
+def _same_tile(extra: TileSet, others: Sequence[TileEntry]) -> TileEntry | None:
+    """The first of further tiles that is one of the others: the same file, or one of the same key and content."""
+    files = {os.path.abspath(entry.path) for entry in others}
+    of_key: dict[str, list[TileEntry]] = {}
+    for entry in others:
+        of_key.setdefault(entry.key, []).append(entry)
+    for entry in extra.entries:
+        if os.path.abspath(entry.path) in files:
+            return entry
+        alike = of_key.get(entry.key, ())
+        if alike and any(entry.image_file() == other.image_file() for other in alike):
+            return entry
+    return None
 
 
 def _named(settings: DataSettings, splits: Sequence[str | None]) -> dict[str, NDArray[np.int64]]:
     """Parts by the splits that the tiles name."""
     wanted = {TRAIN: settings.split, VALIDATION: settings.validation, TEST: settings.holdout}
+    for one, other in combinations(("split", "validation", "holdout"), 2):
+        name = getattr(settings, one)
+        if name is not None and name == getattr(settings, other):
+            raise InputError(
+                f"data.{one} and data.{other} are both {name!r}, but tiles that are learned from, that choose the "
+                "network and that are scored must be different ones; name another split, or give --data.folds 5."
+            )
     parts = {
         part: np.array([k for k, split in enumerate(splits) if name is not None and split == name], dtype=np.int64)
         for part, name in wanted.items()
@@ -289,7 +332,7 @@ def _named(settings: DataSettings, splits: Sequence[str | None]) -> dict[str, ND
 
 
 def _folded(
-    settings: DataSettings, patients: Sequence[Hashable | None], labels: Sequence[str] | None, seed: int, fold: int
+    settings: DataSettings, patients: Sequence[Owner | None], labels: Sequence[str] | None, seed: int, fold: int
 ) -> dict[str, NDArray[np.int64]]:
     """One fold is scored, the others are learned from."""
     of_tile = folds(patients, labels if labels is not None else ["nuclei"] * len(patients), settings.folds, seed)
@@ -298,10 +341,10 @@ def _folded(
 
 
 def _common_patients(
-    parts: dict[str, NDArray[np.int64]], patients: Sequence[Hashable | None]
-) -> list[tuple[str, str, Any]]:
+    parts: dict[str, NDArray[np.int64]], patients: Sequence[Owner | None]
+) -> list[tuple[str, str, Owner]]:
     """(one part, other part, patient) of those in two."""
-    of_part = {name: {patients[k] for k in places} - {None} for name, places in parts.items()}
+    of_part = {name: {patient for k in places if (patient := patients[k])} for name, places in parts.items()}
     return [
         (one, other, patient)
         for place, one in enumerate(PARTS)
@@ -310,10 +353,25 @@ def _common_patients(
     ]
 
 
+def _common_owners(common: Sequence[tuple[str, str, Owner]]) -> str:
+    """How many, and what of."""
+    slides = all(owner.kind == "slide" for _, _, owner in common)
+    return f"{len(common)} {'slides' if slides else 'patients'}"
+
+
+def _known(patients: Sequence[Owner | None], noun: str) -> str:
+    """What is known of the patients, for people."""
+    known = {one for one in patients if one is not None}
+    slides = {one for one in known if one.kind == "slide"}
+    unknown = sum(one is None or one in slides for one in patients)
+    apart = f", each of their {len(slides)} slides counted as one" if slides else ""
+    return f"{len(known - slides)} known, {unknown} {noun}s of unknown patient{apart}"
+
+
 def _chosen(
     settings: DataSettings,
     allowed: NDArray[np.int64],
-    patients: Sequence[Hashable | None],
+    patients: Sequence[Owner | None],
     labels: Sequence[str] | None,
     seed: int,
 ) -> NDArray[np.int64]:
@@ -328,24 +386,35 @@ def _chosen(
 
 def _set_aside(
     used: NDArray[np.int64],
-    patients: Sequence[Hashable | None],
+    patients: Sequence[Owner | None],
     labels: Sequence[str] | None,
     share: float,
     seed: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Whole patients of the labelled tiles for validation, as long as every class keeps patients to learn from."""
+    """Whole patients of the labelled tiles for validation, as long as every class keeps patients to learn from.
+
+    Patients come in an order drawn from the seed, first those that bring a class, so that the part has every class
+    where its share allows.
+    """
     own = [("tile", int(k)) if patients[k] is None else patients[k] for k in used]
-    classes = [labels[k] if labels is not None else "nuclei" for k in used]
-    left = {name: {patient for patient, one in zip(own, classes, strict=True) if one == name} for name in set(classes)}
-    known = list(dict.fromkeys(own))
+    sizes, classes_of = Counter(own), defaultdict(set)
+    for patient, k in zip(own, used, strict=True):
+        classes_of[patient].add(labels[k] if labels is not None else "nuclei")
+    left = Counter(name for names in classes_of.values() for name in names)
+    known = list(classes_of)
+    order = [known[place] for place in draws(seed, "validation patients", 0).permutation(len(known))]
     aside: set[Hashable] = set()
-    for place in draws(seed, "validation patients", 0).permutation(len(known)):
-        patient = known[place]
-        held = sum(one in aside for one in own)
-        if held + own.count(patient) > share * len(own):
-            continue
-        if all(len(having - aside - {patient}) for having in left.values()):
-            aside.add(patient)
+    held, shown = 0, set[str]()
+    for only_new in (True, False):
+        for patient in order:
+            names = classes_of[patient]
+            if patient in aside or (only_new and names <= shown):
+                continue
+            if held + sizes[patient] <= share * len(own) and all(left[name] > 1 for name in names):
+                aside.add(patient)
+                held += sizes[patient]
+                shown |= names
+                left.subtract(names)
     if not aside:
         raise InputError(
             f"data.validation_share {share:g} of {len(used)} labelled tiles is less than a patient, or would leave a "

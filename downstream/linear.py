@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from downstream.losses import Loss, class_loss
 from histo.errors import InputError
 from histo.randomness import draws
 
@@ -73,15 +73,17 @@ def fit(
     settings: LinearSettings,
     seed: int,
     validation: tuple[Tensor, Tensor] | None = None,
+    loss: Loss = "cross_entropy",
     weights: Tensor | None = None,
+    gamma: float = 2.0,
 ) -> Fitted:
-    """Train a linear layer by cross-entropy.
+    """Train a linear layer by cross-entropy, or by the focal loss.
 
     Args:
         features: float32 [N, D]; numbers: int64 [N], their classes from 0.
         seed: of the initial weights and of the batches, which are drawn epoch by epoch.
         validation: features and classes that say when to stop.
-        weights: float [C] of the classes; None: all alike.
+        loss, weights, gamma: as in `downstream.losses.class_loss`.
     """
     torch.manual_seed(seed)
     layer = nn.Linear(features.shape[1], classes)
@@ -97,7 +99,7 @@ def fit(
         chosen = order[place : place + size]
         place += size
         optimizer.zero_grad(set_to_none=True)
-        F.cross_entropy(layer(features[chosen]), numbers[chosen], weights).backward()
+        class_loss(layer(features[chosen]), numbers[chosen], loss, weights, gamma).backward()
         optimizer.step()
         step += 1
         if validation is not None and (step % settings.look_every == 0 or step == settings.steps):

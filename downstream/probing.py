@@ -15,6 +15,7 @@ from downstream.cases import class_picture, save_pictures
 from downstream.features import features_of
 from downstream.labelled import TEST, TRAIN, VALIDATION, Labelled
 from downstream.linear import fit
+from downstream.losses import class_weights
 from downstream.recipe import Recipe
 from downstream.results import Result, write_result
 from downstream.start import card_of, disagreements, open_start
@@ -40,7 +41,8 @@ def probe(recipe: Recipe, run: RunFolder, labelled: Labelled, seed: int, fold: i
     encoder = start.encoder.requires_grad_(False).eval().to(device)
     folder = Path(recipe.features) if recipe.features else run.path.parent / "features"
     bf16 = recipe.train.precision == "bf16"
-    found = features_of(encoder, labelled.tiles, recipe.crop.size, mean, std, device=device, folder=folder, bf16=bf16)
+    kind, size = start.architecture, recipe.crop.size
+    found = features_of(encoder, kind, labelled.tiles, size, mean, std, device=device, folder=folder, bf16=bf16)
     numbers = torch.from_numpy(labelled.numbers)
     parts = {name: torch.from_numpy(places) for name, places in labelled.parts.items()}
     classes = len(labelled.classes)
@@ -51,7 +53,9 @@ def probe(recipe: Recipe, run: RunFolder, labelled: Labelled, seed: int, fold: i
         probabilities = F.one_hot(voted, classes).float()
     else:
         kept = (found[parts[VALIDATION]], numbers[parts[VALIDATION]]) if len(parts[VALIDATION]) else None
-        fitted = fit(train, numbers[parts[TRAIN]], classes, recipe.linear, seed, kept)
+        wanted, own = recipe.classify, numbers[parts[TRAIN]]
+        weights = class_weights(own, classes, wanted.weights)
+        fitted = fit(train, own, classes, recipe.linear, seed, kept, wanted.loss, weights, wanted.gamma)
         probabilities = fitted.layer(test).softmax(1)
         seen = fitted.steps * min(recipe.linear.batch_size, len(train))
         network = Classifier(encoder.cpu(), found.shape[1], classes, mean, std)

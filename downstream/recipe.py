@@ -173,6 +173,16 @@ class Recipe:
                 f"run.resume is {self.run.resume!r}, but every seed and fold continues its own newest checkpoint; give "
                 "auto or never."
             )
+        loss, weights = self.classify.loss, self.classify.weights
+        if self.task in ("knn", "mil") and (loss, weights) != ("cross_entropy", "none"):
+            raise InputError(
+                f"classify.loss is {loss} and classify.weights {weights}, which task {self.task} does not go by; leave "
+                "them out, or choose --task linear."
+            )
+        if self.task == "knn" and self.data.validation is not None:
+            raise InputError(
+                f"data.validation is {self.data.validation!r}, but task knn has nothing to choose by it; leave it out."
+            )
         if self.task in ("linear", "knn", "mil") and self.data.extra is not None:
             raise InputError(
                 f"data.extra is {self.data.extra}, but task {self.task} learns from the features of data.tiles alone; "

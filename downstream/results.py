@@ -16,7 +16,7 @@ from downstream.labelled import TEST, Labelled
 from downstream.recipe import Recipe
 from downstream.task import Evaluation
 from downstream.tasks import task_class
-from histo.bootstrap import mean_interval
+from histo.bootstrap import balanced_interval, mean_interval
 from histo.encoders import Start
 from histo.encoders.files import libraries, write_text
 from histo.errors import InputError
@@ -36,6 +36,7 @@ class Result:
         seed, fold: which one.
         scores: of the test part, by name.
         cases: the scores of every test tile, by key; patients: of these tiles, in the same order.
+        truths: their true classes likewise; empty where the task has none, and in results of old.
         facts: data, split, task and encoder, by name.
         images: crops seen; file: what was exported.
         labels: training tiles whose labels were used, to learn from or to say which network counts; None in results of
@@ -58,6 +59,7 @@ class Result:
     encoder: dict[str, Any] = field(default_factory=dict)
     classes: list[str] = field(default_factory=list)
     confusion: list[list[int]] = field(default_factory=list)
+    truths: list[str] = field(default_factory=list)
     pictures: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -77,7 +79,7 @@ class Result:
     ) -> "Result":
         """That of a training which has ended."""
         known = [labelled.patients[k] for k in labelled.parts[TEST]]
-        patients = [None if one is None else f"{one[0]}/{one[1]}" for one in known]
+        patients = [None if one is None else str(one) for one in known]
         facts = {**labelled.facts, "task": recipe.task, "encoder": recipe.encoder.source}
         return cls(
             seed,
@@ -92,6 +94,7 @@ class Result:
             encoder={} if start is None else _encoder(recipe, start),
             classes=found.classes,
             confusion=found.confusion,
+            truths=[labelled.classes[labelled.numbers[k]] for k in labelled.parts[TEST]] if labelled.classes else [],
             pictures=list(pictures),
             warnings=list(warnings),
         )
@@ -173,18 +176,24 @@ def summarise(recipe: Recipe, run: RunFolder, results: list[Result]) -> str:
 
 
 def _interval(results: list[Result], name: str) -> list[float] | None:
-    """The 95 % bootstrap interval of the mean over test tiles, by patient; of the mean over seeds of each tile."""
+    """The 95 % bootstrap interval over test tiles, by patient; of the mean over seeds of each tile."""
     values: dict[str, list[float]] = defaultdict(list)
     patient_of: dict[str, str] = {}
+    truth_of: dict[str, str] = {}
+    balanced = name == "balanced_accuracy"
     for result in results:
         for (key, scores), patient in zip(result.cases.items(), result.patients, strict=True):
             if name in scores:  # a tile that cannot be shown at a magnification has no score there
-                values[key].append(scores[name])
+                values[key].append(scores["accuracy" if balanced else name])
                 patient_of[key] = patient or key
-    if not values:
+        truth_of |= dict(zip(result.cases, result.truths, strict=False))
+    if not values or (balanced and not values.keys() <= truth_of.keys()):
         return None
     means = np.array([[statistics.fmean(some)] for some in values.values()])
-    low, high = mean_interval(means, [patient_of[key] for key in values])
+    patients = [patient_of[key] for key in values]
+    if balanced:
+        return list(balanced_interval(means[:, 0], [truth_of[key] for key in values], patients))
+    low, high = mean_interval(means, patients)
     return [float(low[0]), float(high[0])]
 
 

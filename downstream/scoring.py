@@ -31,7 +31,8 @@ from histo.metrics import (
 from histo.metrics.classification import classification_scores, patient_means, recognition_rate
 from histo.metrics.regions import class_numbers, dice_of, iou_of, pixel_table
 from histo.tiles import TileSet
-from histo.tiles.classes import grouped, read_groups
+from histo.tiles.classes import grouped, read_groups, resolved
+from histo.tiles.owners import owner_of
 
 
 @dataclass
@@ -197,7 +198,8 @@ def score_classes(table: Path, tiles: TileSet, split: str | None, group: list[st
             f"The tile {keys[truth.index(None)]} of {labels} has no label; fill the column of its tiles.csv."
         )
     if group:
-        truth = list(grouped([str(one) for one in truth], read_groups(group), labels))
+        groups = resolved(read_groups(group), {entry.label for entry in entries if entry.label is not None})
+        truth = list(grouped([str(one) for one in truth], groups, labels))
     strange = sorted({str(one) for one in truth} - set(classes))
     if strange:
         raise InputError(
@@ -241,7 +243,10 @@ def score_classes(table: Path, tiles: TileSet, split: str | None, group: list[st
         "ece": "of the most probable class in 15 bins",
         "patient_rate": "recognition rate, the mean over patients of the share of their images that are right",
     }
-    truths = [Truth(key, None, patient=patient) for key, patient in zip(keys, patients, strict=True)]
+    units = [owner_of(entries[k]) for k in chosen]
+    truths = [
+        Truth(key, None, patient=None if unit is None else str(unit)) for key, unit in zip(keys, units, strict=True)
+    ]
     intervals = {k: v for k, v in _intervals(truths, cases).items() if k == "accuracy"}
     confusion = [list(row) for row in by_image.confusion]
     return Scored(scores, cases, "p_true", facts, draw, intervals, "", notes, classes, confusion)

@@ -22,7 +22,7 @@ def growing_order(patients: Sequence[Hashable | None], labels: Sequence[str] | N
     share of what is taken.
 
     Args:
-        patients: of each tile; None where unknown, and then the tile counts as a patient of its own.
+        patients: of each tile, or its slide; None where unknown, and then the tile counts as a patient of its own.
         labels: class of each tile; None where tiles have none.
         seed: of the order.
 

@@ -9,7 +9,7 @@ Every seed (and fold) has a run folder of its own in RUN; RUN/metrics.json and R
 import os
 import sys
 from collections import defaultdict
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # see translate/train.py; libgomp reads it when torch loads it
@@ -22,7 +22,7 @@ try:
     from downstream.aggregation import aggregate
     from downstream.bagging import open_bags
     from downstream.cases import save_pictures
-    from downstream.labelled import TEST, TRAIN, VALIDATION, Labelled, Needs, open_labelled
+    from downstream.labelled import TEST, TRAIN, VALIDATION, DataSettings, Labelled, Needs, open_labelled
     from downstream.learner import Learner
     from downstream.probing import probe
     from downstream.recipe import PRESET, Recipe
@@ -61,7 +61,7 @@ def main(argv: list[str]) -> None:
             if recipe.task == "mil":
                 labelled = open_bags(recipe.data, recipe.crop.size, seed, fold).labelled
             else:
-                labelled = open_labelled(recipe.data, _needs(recipe), seed, fold)
+                labelled = open_labelled(_data(recipe), _needs(recipe), seed, fold)
                 start = open_start(recipe, seed)
                 if recipe.task not in ON_FEATURES:
                     task_class(recipe.task)(recipe, start, labelled, seed)  # refuses what the task cannot use
@@ -95,7 +95,7 @@ def fit(recipe: Recipe, run: RunFolder, seed: int, fold: int, accelerator: Accel
             bags = open_bags(recipe.data, recipe.crop.size, seed, fold)
             aggregate(recipe, run, bags, seed, fold, accelerator)
         elif accelerator.is_main_process:
-            labelled = open_labelled(recipe.data, "label", seed, fold)
+            labelled = open_labelled(_data(recipe), "label", seed, fold)
             probe(recipe, run, labelled, seed, fold, accelerator)
     return Result.read(run.path)
 
@@ -202,6 +202,11 @@ def _refuse_others(recipe: Recipe, whole: RunFolder) -> None:
     """Refuse a folder of another run, and any run where a new one is asked for."""
     whole.state(recipe.run.resume)
     whole.refuse_other_settings(asdict(recipe), recipe.FIXED)
+
+
+def _data(recipe: Recipe) -> DataSettings:
+    """Neighbours have nothing to choose by a validation part, so that all tiles whose labels are used vote."""
+    return replace(recipe.data, validation_share=0.0) if recipe.task == "knn" else recipe.data
 
 
 def _needs(recipe: Recipe) -> Needs:

@@ -15,6 +15,7 @@ from histo.errors import InputError
 from histo.masks import mask_files, read_instances
 from histo.running.outputs import result_names
 from histo.tiles import Tile, TileSet, is_described, open_tiles
+from histo.tiles.owners import owner_of
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Truth:
         mask: reads its label map, None where it has none.
         image: reads the image, None where there is only a label map.
         tile: reads all of it, None likewise.
+        patient: whose it is, or its slide; None where both are unknown.
     """
 
     name: str
@@ -171,13 +173,14 @@ def refuse_gaps(place: str, labels: str, wanted: list[str], found: list[str], ot
     Raises:
         InputError: one is missing, or one too many.
     """
-    missing = [name for name in wanted if name not in set(found)]
+    there = set(found)
+    missing = [name for name in wanted if name not in there]
     if missing:
         raise InputError(
             f"{place} lacks {len(missing)} of the {len(wanted)} tiles of {labels}, first {missing[0]}; predict all of "
             "them, or name the split that was predicted by --split."
         )
-    extra = sorted(set(found) - set(wanted) - others)
+    extra = sorted(there - set(wanted) - others)
     if extra:
         raise InputError(
             f"{place} has {len(extra)} predictions of no tile of {labels}, first {extra[0]}; remove them, or name the "
@@ -197,7 +200,13 @@ def _truth(tiles: TileSet, index: int, name: str) -> Truth:
         assert instances is not None
         return instances
 
-    patient = None if entry.patient is None else f"{entry.source}/{entry.patient}"
+    owner = owner_of(entry)
     return Truth(
-        name, mask if entry.mask is not None else None, entry.read_image, patient, entry.label, entry.mpp, entry.read
+        name,
+        mask if entry.mask is not None else None,
+        entry.read_image,
+        None if owner is None else str(owner),
+        entry.label,
+        entry.mpp,
+        entry.read,
     )

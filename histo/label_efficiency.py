@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from histo.bootstrap import mean_interval
+from histo.bootstrap import balanced_interval, mean_interval
 from histo.errors import InputError
 from histo.permutation import holm, sign_flip_test
 from histo.running.configs import read_config
@@ -38,6 +38,7 @@ class Run:
         by_seed: scores of each seed.
         cases: of each seed the scores of every test tile.
         patients: of each test tile; its key where unknown.
+        truths: its true class; empty where the task has none, and in results of old.
         settings: flat names with values, without those that may differ between runs that are compared.
     """
 
@@ -49,6 +50,7 @@ class Run:
     by_seed: dict[int, dict[str, float]]
     cases: dict[int, dict[str, dict[str, float]]]
     patients: dict[str, Hashable]
+    truths: dict[str, str]
     settings: dict[str, Any]
 
 
@@ -60,7 +62,8 @@ class Point:
         values: of each seed.
         cases: float [N], mean over seeds of each test tile in the order of their keys; None where the score is no mean
             over tiles.
-        interval: 95 % bootstrap interval by patient.
+        interval: 95 % bootstrap interval by patient; None likewise, and where the score needs classes that results of
+            old do not tell.
     """
 
     values: dict[int, float]
@@ -124,10 +127,12 @@ def read_run(path: Path) -> Run:
         by_seed = {int(seed): scores for seed, scores in whole["by_seed"].items()}
         cases: dict[int, dict[str, dict[str, float]]] = {seed: {} for seed in by_seed}
         patients: dict[str, Hashable] = {}
+        truths: dict[str, str] = {}
         for part in parts:
             if part["seed"] in cases:
                 cases[part["seed"]] |= part["cases"]
                 patients |= {key: one or key for key, one in zip(part["cases"], part["patients"], strict=True)}
+                truths |= dict(zip(part["cases"], part.get("truths", ()), strict=False))
         encoder = whole.get("encoder") or {}
         labels = [_labels(part) for part in parts]
         task = str(whole["task"])
@@ -140,6 +145,7 @@ def read_run(path: Path) -> Run:
             by_seed,
             cases,
             patients,
+            truths,
             _settings(path / "config.yaml"),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -236,6 +242,12 @@ def _point(runs: list[Run], metric: str, keys: list[str], patients: list[Hashabl
     cases = np.array(rows, np.float64).mean(0)
     if np.isnan(cases).any():
         return Point(values, None, None)
+    if metric == "balanced_accuracy":
+        truths = runs[0].truths
+        if not truths.keys() >= set(keys):
+            return Point(values, cases, None)
+        right = np.mean([[run.cases[seed][key]["accuracy"] for key in keys] for run in runs for seed in run.by_seed], 0)
+        return Point(values, cases, balanced_interval(right, [truths[key] for key in keys], patients))
     low, high = mean_interval(cases[:, None], patients)
     return Point(values, cases, (float(low[0]), float(high[0])))
 
@@ -268,6 +280,8 @@ def _notes(runs: list[Run], points: dict[str, dict[int, Point]], metric: str) ->
             notes.append(f"With {labels} labels the seeds differ ({said}), and so may the labels that were used.")
     if any(point.cases is None for of_encoder in points.values() for point in of_encoder.values()):
         notes.append(f"{metric} is no mean over test tiles, so there are neither intervals nor tests of it.")
+    elif any(point.interval is None for of_encoder in points.values() for point in of_encoder.values()):
+        notes.append(f"Results of old do not tell the classes of test tiles, so {metric} has no interval; train again.")
     return notes
 
 

@@ -15,7 +15,7 @@ from histo.inspection.likeness import MOST_COMPARED, alike, spectrum
 from histo.probes import fitted
 from histo.randomness import draws
 from histo.tiles import TileSet, open_tiles
-from histo.tiles.classes import Groups, grouped
+from histo.tiles.classes import Groups, grouped, resolved
 
 Target = Literal["label", "source"]
 
@@ -88,8 +88,8 @@ def open_problems(
         most: tiles of a problem; more are drawn from by the seed.
 
     Raises:
-        InputError: tiles that cannot be opened, groups that fit no set or only a part of one, a set with neither
-            labels nor instance maps, or a single source.
+        InputError: tiles that cannot be opened, groups of labels that no set has or that leave out some of a set, a set
+            with neither labels nor instance maps, or a single source.
     """
     if target == "source":
         tiles = open_tiles(list(paths))
@@ -99,17 +99,15 @@ def open_problems(
         notes = [note for path in paths for note in _notes(path)]
         problems = [_problem("source of " + ", ".join(sorted(set(labels))), tiles, labels, mpp, most, seed, notes)]
     else:
+        sets = [open_tiles(path) for path in paths]
+        if groups:
+            groups = resolved(
+                groups, {label for tiles in sets for label in tiles.entries.facts("label").values if label}
+            )
         problems = []
-        for path in paths:
-            tiles = open_tiles(path)
+        for path, tiles in zip(paths, sets, strict=True):
             name = tiles.entries[0].source
             problems.append(_problem(name, tiles, _labels(name, tiles, groups), mpp, most, seed, _notes(path)))
-        if groups and not any(set(problem.labels or ()) & groups.keys() for problem in problems):
-            named = ", ".join(sorted(label for members in groups.values() for label in members))
-            raise InputError(
-                f"--data.group names the labels {named}, but no set has any of them; "
-                f"the first has {', '.join(sorted(set(problems[0].labels or ['none'])))}."
-            )
     if mpp is not None:
         for problem in problems:
             problem.tiles.require_mpp("--data.mpp")

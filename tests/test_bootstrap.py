@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from histo.bootstrap import mean_interval
+from histo.bootstrap import SAMPLES, balanced_interval, mean_interval
 from histo.randomness import draws
 
 
@@ -41,3 +41,27 @@ def test_the_same_seed_gives_the_same_interval_whatever_patients_are_called() ->
     one, other = mean_interval(values, names), mean_interval(values, [f"TCGA-{k}" for k in names])
     assert one == other
     assert one != mean_interval(values, names, seed=1)
+
+
+def test_balanced_scores_are_computed_anew_from_what_is_drawn() -> None:
+    """Against a loop that draws patients, takes each class's recall, and their mean over the classes that it drew."""
+    generator = draws(4, "test", 0)
+    patients, classes = generator.integers(0, 7, 60), np.repeat(["many", "few"], [52, 8])
+    right = (generator.random(60) < 0.7).astype(float)
+    names = list(dict.fromkeys(patients.tolist()))
+    drawn = draws(0, "bootstrap", 0).multinomial(7, np.full(7, 1 / 7), SAMPLES)
+    slow = []
+    for counts in drawn:
+        often = np.array([counts[names.index(patient)] for patient in patients])
+        kinds = [classes == kind for kind in ("many", "few")]
+        slow.append(np.mean([(often * right)[kind].sum() / often[kind].sum() for kind in kinds if often[kind].sum()]))
+    found = balanced_interval(right, classes.tolist(), patients.tolist())
+    assert found == pytest.approx(tuple(np.quantile(slow, [0.025, 0.975])))
+
+
+def test_balanced_scores_of_a_perfect_classifier_have_no_width() -> None:
+    """90 and 10 tiles of fifty patients, one class each: nothing above 1, though a draw may lack the small class."""
+    classes, patients = ["a"] * 90 + ["b"] * 10, [k // 2 for k in range(100)]
+    assert balanced_interval(np.ones(100), classes, patients) == (1, 1)
+    low, high = balanced_interval(np.arange(100) < 90, classes, patients)
+    assert 0.5 == low <= high <= 1

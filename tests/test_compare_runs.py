@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from histo.bootstrap import mean_interval
+from histo.bootstrap import balanced_interval, mean_interval
 from histo.commands.compare import main
 from histo.errors import InputError
 from histo.label_efficiency import compare_runs, encoder_names, read_run
@@ -176,6 +176,30 @@ def test_a_score_that_is_no_mean_has_no_test(tmp_path: Path) -> None:
     assert not found.tests
     assert found.points["a"][4].interval is None
     assert "auroc is no mean over test tiles, so there are neither intervals nor tests of it." in found.notes
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_balanced_accuracy_has_the_interval_of_a_score_computed_anew(tmp_path: Path, old: bool) -> None:
+    """A tile's share of the score is no part of it once patients are drawn; the paired test goes by these shares."""
+    truths, made = ["a"] * 6 + ["b"] * 2, []
+    for name, right in (("one", [1] * 8), ("other", [1, 0, 1, 1, 1, 1, 0, 1])):
+        shares = [hit * 8 / (2 * truths.count(truth)) for hit, truth in zip(right, truths, strict=True)]
+        made.append(write_run(tmp_path / name, name, 4, {0: shares}, metric="balanced_accuracy"))
+        file = made[-1] / "seed0" / "metrics.json"
+        content = json.loads(file.read_text()) | ({} if old else {"truths": truths})
+        for case, hit in zip(content["cases"].values(), right, strict=True):
+            case["accuracy"] = hit
+        file.write_text(json.dumps(content))
+    found = compare_runs([read_run(path) for path in made])
+    (test,) = found.tests
+    assert test.difference == pytest.approx(1 - (5 / 6 + 1 / 2) / 2)
+    perfect, worse = (found.points[name][4].interval for name in ("one", "other"))
+    if old:
+        assert perfect is worse is None
+        assert "Results of old do not tell the classes of test tiles, so balanced_accuracy has no" in found.notes[-1]
+    else:
+        assert perfect == (1, 1)
+        assert worse == balanced_interval(np.array([1, 0, 1, 1, 1, 1, 0, 1]), truths, PATIENTS)
 
 
 def test_names_are_short_and_tell_encoders_apart() -> None:

@@ -200,6 +200,22 @@ def test_frozen_features_are_made_once_and_read(coloured: Path, tmp_path: Path, 
             downstream.load(tmp_path / folder)
 
 
+def test_all_labelled_tiles_vote(coloured: Path, tmp_path: Path) -> None:
+    """Neighbours have nothing to stop by, so that a share for validation sets nothing aside."""
+    settings = ["--task", "knn", "--data.tiles", str(coloured), "--data.folds", "2", "--crop.size", "64"]
+    settings += ["--encoder.architecture", "test_resnet", "--features", str(tmp_path / "features"), "--knn.k", "3"]
+    found = []
+    for share in ("0", "0.5"):
+        run = tmp_path / share
+        main([*settings, "--data.validation_share", share, "--run.dir", str(run)])
+        found.append(json.loads((run / "seed0-fold1" / "metrics.json").read_text()))
+    assert found[0]["cases"] == found[1]["cases"]
+    assert [one["labels"] for one in found] == [12, 12]
+    assert found[1]["facts"]["train"] == "12 tiles · 12 patients"
+    with pytest.raises(InputError, match=r"data\.validation is 'val', but task knn has nothing to choose by it"):
+        main([*settings, "--data.folds", "0", "--data.validation", "val", "--run.dir", str(tmp_path / "run")])
+
+
 def test_flips_of_a_mirrored_tile_are_the_mirrored_flips() -> None:
     """The mean over four mirrorings commutes with a mirroring, flows with their signs."""
     torch.manual_seed(0)
@@ -375,7 +391,7 @@ def test_labels_are_not_learned_from_if_further_tiles_have_all_crops(
 def test_patients_of_further_tiles_must_not_be_scored(arguments: list[str], tmp_path: Path) -> None:
     extra = tmp_path / "extra"
     write_folder((replace(tile, patient="p11") for tile in PhantomTissue(5, size=96, count=3)), extra)
-    with pytest.raises(InputError, match=r"1 patients of data\.extra are scored, first p11"):
+    with pytest.raises(InputError, match=r"1 patients of data\.extra .* are scored, first p11 in test"):
         main([*arguments, "--data.extra", str(extra), "--run.dir", str(tmp_path / "run")])
     settings = [*arguments, "--data.extra", str(extra), "--data.extra_split", "val"]
     with pytest.raises(InputError, match=r"No tile of data\.extra is of the split 'val'; they have train"):

@@ -16,10 +16,12 @@ from downstream.tasks.smse import SmseSettings
 from downstream.train import main
 from histo import encoders
 from histo.encoders import architecture, write_encoder
+from histo.errors import InputError
 from histo.metrics import EMPTY_TILES
 from histo.metrics.regions import IGNORED, dice_of, iou_of, pixel_table
 from histo.phantom import PhantomTissue
 from histo.running.report import Report
+from histo.tiles import open_tiles
 from histo.tiles.tables import write_folder
 
 
@@ -82,7 +84,21 @@ def test_the_page_tells_tiles_confusions_and_the_encoder(tiles: Path, tmp_path: 
     assert result["encoder"]["sha256"] in page
     whole = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert (whole["chosen"], whole["labels"]) == ("balanced_accuracy", 8)
-    assert whole["scores"]["balanced_accuracy"]["interval"] is not None
+    assert result["truths"] == [tile.label for tile in open_tiles(tiles) if tile.split == "test"]
+    low, high = whole["scores"]["balanced_accuracy"]["interval"]
+    assert 0 <= low <= scores["balanced_accuracy"] <= high <= 1
+
+
+def test_the_linear_layer_goes_by_loss_and_weights(tiles: Path, tmp_path: Path) -> None:
+    encoder = encoder_file(tmp_path)
+    more = {"plain": (), "focal": ("--classify.loss", "focal"), "weighed": ("--classify.weights", "inverse")}
+    found = {
+        name: [case["p_true"] for case in trained(tiles, encoder, tmp_path / name, *some)["cases"].values()]
+        for name, some in more.items()
+    }
+    assert len({tuple(values) for values in found.values()}) == 3
+    with pytest.raises(InputError, match=r"classify\.weights inverse, which task knn does not go by; leave them out"):
+        trained(tiles, encoder, tmp_path / "knn", "--task", "knn", *more["weighed"])
 
 
 @pytest.mark.parametrize(

@@ -1,24 +1,30 @@
 """Labelled tiles in parts without a common patient, and what is refused."""
 
 import csv
+import shutil
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from downstream.labelled import DataSettings, Labelled, open_labelled
+from downstream.labelled import DataSettings, Labelled, divided, open_labelled
 from downstream.predict import PredictData
 from downstream.score import ScoreSettings
 from histo.errors import InputError
 from histo.running.settings import read_settings
+from histo.tiles import TileSet
+from histo.tiles.entries import TileEntry
 
 
 def write(folder: Path, rows: list[dict[str, str]]) -> Path:
     """Tiles of one colour each, with a tiles.csv."""
     folder.mkdir()
     for number, row in enumerate(rows):
-        row["path"] = f"{number:03d}.png"
+        row.setdefault("path", f"{number:03d}.png")
+        (folder / row["path"]).parent.mkdir(exist_ok=True)
         Image.new("RGB", (8, 8), (number % 256, 90, 160)).save(folder / row["path"])
     with (folder / "tiles.csv").open("w", newline="") as file:
         table = csv.DictWriter(file, ["path", "label", "patient", "mpp", "split", "mask"])
@@ -64,17 +70,13 @@ def test_every_fold_is_scored_once_and_shares_no_patient(folder: Path) -> None:
 
 
 def test_validation_takes_whole_patients_of_the_labelled_tiles(folder: Path) -> None:
-    settings = DataSettings(str(folder), validation_share=0.3, label_fraction=0.75)
+    settings = DataSettings(str(folder), validation_share=0.35, label_fraction=0.75)
     found = open_labelled(settings, "label", 1)
     assert len(found.parts["train"]) + len(found.parts["validation"]) == 24
-    assert len(found.parts["validation"]) == 4
+    assert len(found.parts["validation"]) == 8
     assert not patients(found, "train") & patients(found, "validation")
-    assert set(found.numbers[found.parts["train"]]) == {0, 1}
-    named = open_labelled(
-        DataSettings(str(folder), split="test", validation="train", holdout="train", common_patients=True), "label", 0
-    )
-    assert named.parts["validation"].tolist() == list(range(32))
-    assert named.facts["warning"] == "8 patients are in two parts, so that scores are too high"
+    for part in ("train", "validation"):
+        assert set(found.numbers[found.parts[part]]) == {0, 1}
 
 
 def test_fewer_labels_lie_inside_more(folder: Path) -> None:
@@ -90,12 +92,17 @@ def test_fewer_labels_lie_inside_more(folder: Path) -> None:
     ("change", "words"),
     [
         ({"holdout": "val"}, "No tile is of the split 'val', which is to be the test part; the tiles have test, train"),
+        ({"group": ["c=x"]}, "--data.group names the label x, which no tile has; the labels are a, b: correct it"),
+        ({"group": ["c=a,b", "d=x"]}, "names the label x"),
         ({"group": ["c=a"]}, "has the labels b, which no --data.group names"),
         ({"group": ["c=a,b"], "label_images": 33}, "label_images is 33, expected at most 32"),
         ({"folds": 7}, "The class a has 6 patients, but 7 folds"),
         ({"validation_share": 0.05}, "is less than a patient"),
         ({"label_images": 2, "validation_share": 0.5}, "would leave a class without one"),
         ({"tiles": None}, "data.tiles is not given"),
+        ({"holdout": "train"}, "data.split and data.holdout are both 'train', but tiles that are learned from"),
+        ({"validation": "test"}, "data.validation and data.holdout are both 'test'"),
+        ({"validation": "train", "common_patients": True}, "data.split and data.validation are both 'train'"),
     ],
 )
 def test_refusals(folder: Path, change: dict[str, object], words: str) -> None:
@@ -122,6 +129,8 @@ def test_a_patient_in_two_parts_is_refused(tmp_path: Path) -> None:
     folder = write(tmp_path / "tiles", rows)
     with pytest.raises(InputError, match=r"4 patients are in two parts, first p0 in train and test; correct"):
         open_labelled(DataSettings(str(folder)), "label", 0)
+    forced = open_labelled(DataSettings(str(folder), common_patients=True), "label", 0)
+    assert forced.facts["warning"] == "4 patients are in two parts, so that scores are too high"
 
 
 def test_a_class_missing_from_a_part_is_refused(tmp_path: Path) -> None:
@@ -129,6 +138,42 @@ def test_a_class_missing_from_a_part_is_refused(tmp_path: Path) -> None:
     folder = write(tmp_path / "tiles", rows)
     with pytest.raises(InputError, match="The class b has no tile in the test part"):
         open_labelled(DataSettings(str(folder)), "label", 0)
+    splits = ["train"] * 4 + ["val"] * 2 + ["test"] * 2
+    rows = [{"label": "a" if one == "val" else "ab"[k % 2], "split": one} for k, one in enumerate(splits)]
+    named = write(tmp_path / "named", rows)
+    with pytest.raises(InputError, match=r"The class b has no tile in the validation part.* or use more labels\.$"):
+        open_labelled(DataSettings(str(named), validation="val"), "label", 0)
+    rows = [{"label": "ab"[k >= 16], "patient": f"p{k // 4}", "split": "train"} for k in range(32)]
+    rows += [{"label": label, "patient": label, "split": "test"} for label in "ab"]
+    patients = write(tmp_path / "patients", rows)
+    for seed in range(4):  # two patients of eight, whatever the seed of both classes
+        found = open_labelled(DataSettings(str(patients), validation_share=0.25), "label", seed)
+        assert set(found.numbers[found.parts["validation"]]) == {0, 1}
+    with pytest.raises(InputError, match=r"in the validation part.*, or give another data\.validation_share"):
+        open_labelled(DataSettings(str(patients), validation_share=0.2), "label", 0)
+
+
+def test_many_tiles_of_unknown_patient_are_set_aside_at_once() -> None:
+    """By a count for each patient, not a look through all tiles: the slow way took minutes for so many."""
+    entries = [
+        TileEntry(Path(f"{k}.png"), f"{k}.png", "many", None, None, "ab"[k % 2], ("train", "test")[k % 5 == 0], None)
+        for k in range(30_000)
+    ]
+    labels = [str(entry.label) for entry in entries]
+    start = time.process_time()
+    found = divided(DataSettings("many", validation_share=0.2), TileSet(entries), labels, 0, 0)
+    assert time.process_time() - start < 20
+    assert len(found.parts["validation"]) == 4800
+    assert len(found.parts["train"]) == 19_200
+
+
+def test_a_label_that_is_an_abbreviation_elsewhere_can_be_joined(tmp_path: Path) -> None:
+    """A stands for adenosis in BreakHis, and for itself here."""
+    rows = [{"label": "AFG"[k % 3], "patient": f"p{k}", "split": ("train", "test")[k // 3 % 2]} for k in range(12)]
+    folder = write(tmp_path / "tiles", rows)
+    found = open_labelled(DataSettings(str(folder), group=["one=A,F", "two=G"]), "label", 0)
+    assert found.classes == ["one", "two"]
+    assert found.numbers.tolist() == [0, 0, 1] * 4
 
 
 def test_tiles_without_what_is_needed_are_refused(folder: Path, tmp_path: Path) -> None:
@@ -152,6 +197,67 @@ def test_tiles_without_what_is_needed_are_refused(folder: Path, tmp_path: Path) 
 def test_settings_out_of_range(change: dict[str, object], words: str) -> None:
     with pytest.raises(InputError, match=words):
         DataSettings(**change)  # type: ignore[arg-type]
+
+
+def cut(tile: int, slide: int, **facts: str) -> dict[str, str]:
+    """A tile as `nucleate tile` names it."""
+    return {"path": f"slide{slide}/x{tile * 8:06d}_y000000.png", "label": "ab"[slide % 2], **facts}
+
+
+def test_tiles_of_a_slide_stay_together_where_patients_are_unknown(tmp_path: Path) -> None:
+    folder = write(tmp_path / "tiles", [cut(k, k // 6) for k in range(24)])
+    found = open_labelled(DataSettings(str(folder), folds=2), "label", 0)
+    slides = [entry.key.split("/")[0] for entry in found.tiles.entries]
+    train, test = ({slides[k] for k in found.parts[part]} for part in ("train", "test"))
+    assert len(train) == len(test) == 2
+    assert not train & test
+    assert found.facts["test"] == "12 tiles · 2 slides of unknown patient"
+    assert found.facts["patients"] == "0 known, 24 tiles of unknown patient, each of their 4 slides counted as one"
+    assert len({str(found.patients[k]) for k in found.parts["test"]}) == 2
+    aside = open_labelled(DataSettings(str(folder), folds=2, label_images=9), "label", 0)
+    assert len({slides[k] for k in aside.parts["train"]}) == 2
+    named = write(tmp_path / "named", [cut(k, k // 6, split=("train", "test")[k % 2]) for k in range(12)])
+    with pytest.raises(InputError, match="2 slides are in two parts, first slide0 in train and test; correct"):
+        open_labelled(DataSettings(str(named)), "label", 0)
+
+
+def test_a_known_patient_goes_before_the_slide(tmp_path: Path) -> None:
+    folder = write(tmp_path / "tiles", [cut(k, k // 3, patient=f"p{k // 6}", label="a") for k in range(12)])
+    found = open_labelled(DataSettings(str(folder), folds=2), "label", 0)
+    assert [str(one) for one in found.patients[::6]] == ["tiles/p0", "tiles/p1"]
+    assert len(patients(found, "test")) == 1
+
+
+def test_further_tiles_are_none_that_are_judged(tmp_path: Path) -> None:
+    """Of unknown patients the tiles themselves are compared: the same files, or copies of them under the same names."""
+    splits = ("train", "val", "test")
+    folder = write(tmp_path / "tiles", [{"label": "ab"[k % 2], "split": splits[k // 2 % 3]} for k in range(12)])
+    copied, other = shutil.copytree(folder, tmp_path / "copied"), shutil.copytree(folder, tmp_path / "other" / "tiles")
+    for number in range(12):
+        Image.new("RGB", (8, 8), (90, number, 160)).save(other / f"{number:03d}.png")
+
+    def opened(extra: Path, split: str | None) -> Labelled:
+        settings = DataSettings(str(folder), validation="val", extra=str(extra), extra_split=split)
+        return open_labelled(settings, "label", 0)
+
+    for extra in (folder, copied):
+        for split, part, first in ((None, "test", "004"), ("test", "test", "004"), ("val", "validation", "002")):
+            with pytest.raises(InputError, match=f"The tile {first}.png of data.extra is in the {part} part of data.t"):
+                opened(extra, split)
+        assert len(opened(extra, "train").extra or ()) == 4
+    assert len(opened(other, None).extra or ()) == 12
+
+
+@pytest.mark.parametrize(("patient", "part"), [("p2", "validation"), ("p4", "test")])
+def test_patients_of_further_tiles_are_not_judged(tmp_path: Path, patient: str, part: str) -> None:
+    splits = ("train", "val", "test")
+    rows = [{"label": "ab"[k % 2], "patient": f"p{k}", "split": splits[k // 2]} for k in range(6)]
+    folder, extra = write(tmp_path / "tiles", rows), write(tmp_path / "extra", [{"label": "a", "patient": patient}])
+    settings = DataSettings(str(folder), validation="val", extra=str(extra))
+    with pytest.raises(InputError, match=f"1 patients of data.extra are in .* first {patient} in {part}; leave"):
+        open_labelled(settings, "label", 0)
+    forced = open_labelled(replace(settings, common_patients=True), "label", 0)
+    assert forced.facts["warning"] == "1 patients are in two parts, so that scores are too high"
 
 
 def test_unknown_patients_count_as_their_own(tmp_path: Path) -> None:

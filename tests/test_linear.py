@@ -59,6 +59,18 @@ def test_class_weights_move_the_border() -> None:
     assert heavy > 1.2 * plain
 
 
+def test_the_focal_loss_is_learned_by() -> None:
+    """Without focus it is cross-entropy; with it, what is right already counts less, so that weights stay smaller."""
+    features, numbers = problem(0)
+    settings = LinearSettings(steps=300, learning_rate=0.01)
+    plain, blunt, sharp = (
+        fit(features, numbers, 2, settings, 0, loss=loss, gamma=gamma).layer.weight
+        for loss, gamma in (("cross_entropy", 2.0), ("focal", 0.0), ("focal", 4.0))
+    )
+    torch.testing.assert_close(plain, blunt, rtol=1e-3, atol=1e-4)
+    assert sharp.norm() < 0.8 * plain.norm()
+
+
 @pytest.mark.parametrize("change", [{"steps": 0}, {"learning_rate": 0.0}, {"patience": 0.0}])
 def test_settings_out_of_range(change: dict[str, float]) -> None:
     with pytest.raises(InputError, match=f"linear.{next(iter(change))} is"):

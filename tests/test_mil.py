@@ -20,6 +20,7 @@ from downstream.features import _key
 from downstream.labelled import PARTS, TEST, TRAIN, DataSettings
 from downstream.localisation import localisation, marked_shares
 from downstream.train import main
+from histo.encoders import architecture
 from histo.errors import InputError
 from histo.phantom import PhantomTissue
 from histo.phantom.slides import PhantomSlides, write_slides
@@ -312,13 +313,14 @@ def test_a_patient_with_slides_in_two_parts_is_refused(slides: Path, tmp_path: P
 
 
 def test_features_of_another_cut_are_others(slides: Path, tmp_path: Path) -> None:
-    """The same name of a tile, other pixels: at another µm/px or size, and after the slide changed."""
+    """The same name of a tile, other pixels: at another µm/px or size, and after the slide changed; and of the same
+    weights in another architecture."""
     encoder = torch.nn.Conv2d(3, 1, 1)
     entry = open_tiles(slides, mpp=0.5, size=64).entries[0]
     assert isinstance(entry, SlideEntry)
 
-    def key(one: SlideEntry) -> str:
-        return _key(encoder, TileSet([one]), 64, (0.5,) * 3, (0.5,) * 3, False)
+    def key(one: SlideEntry, name: str = "test_resnet") -> str:
+        return _key(encoder, architecture(name, "own"), TileSet([one]), 64, (0.5,) * 3, (0.5,) * 3, False)
 
     changed = tmp_path / "slide.tif"
     changed.write_bytes(entry.row.path.read_bytes() + b"0")
@@ -328,7 +330,7 @@ def test_features_of_another_cut_are_others(slides: Path, tmp_path: Path) -> Non
         replace(entry, row=replace(entry.row, path=changed)),
     ]
     assert len({key(one) for one in (entry, *others)}) == 4
-    assert key(entry) == key(entry)
+    assert key(entry) == key(entry) != key(entry, "test_resnet_gelu")
 
 
 def test_a_mask_of_another_shape_is_refused(slides: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from histo import encoders
 from histo.encoders import write_card
 from histo.errors import InputError
 from histo.phantom import PhantomTissue
-from histo.tiles.classes import read_groups
+from histo.tiles.classes import read_groups, resolved
 from histo.tiles.tables import write_folder
 from pretrain.probe import main
 from pretrain.problems import open_problems
@@ -132,10 +132,14 @@ def test_features_are_made_once(
 
 
 def test_groups_join_labels(tissue: Path) -> None:
-    assert read_groups(["malignant=DC,LC", "benign=A"]) == {
-        "malignant": ["ductal_carcinoma", "lobular_carcinoma"],
-        "benign": ["adenosis"],
-    }
+    kinds = ["ductal_carcinoma", "lobular_carcinoma", "adenosis"]
+    read = read_groups(["malignant=DC,LC", "benign=A"])
+    assert resolved(read, kinds) == {"malignant": kinds[:2], "benign": kinds[2:]}
+    assert resolved(read, ["A", *kinds]) == {"malignant": kinds[:2], "benign": ["A"]}
+    with pytest.raises(InputError, match="names the label DC, which no tile has; the labels are A, LC: correct it"):
+        resolved(read, ["LC", "A"])
+    with pytest.raises(InputError, match="puts the label adenosis into two classes"):
+        resolved(read_groups(["benign=A", "other=adenosis"]), kinds)
     (plain,) = open_problems([str(tissue)], "label", {}, None, 1000, 0)
     assert plain.labels is not None
     names = sorted(set(plain.labels))
@@ -144,7 +148,7 @@ def test_groups_join_labels(tissue: Path) -> None:
     assert joined.labels == ["one" if label == names[0] else "rest" for label in plain.labels]
     with pytest.raises(InputError, match=rf"has the labels .*{names[1]}.*which no --data.group names"):
         open_problems([str(tissue)], "label", read_groups([f"one={names[0]}"]), None, 1000, 0)
-    with pytest.raises(InputError, match="no set has any of them"):
+    with pytest.raises(InputError, match="names the label x, which no tile has; the labels are"):
         open_problems([str(tissue)], "label", read_groups(["one=x", "two=y"]), None, 1000, 0)
     for wrong in (["malignant"], ["=a"], ["one="], ["one=a", "one=b"]):
         with pytest.raises(InputError, match="is no group"):

@@ -29,7 +29,7 @@ KIND = "classifier"
 
 @dataclass
 class ClassifySettings:
-    """How classes are learned."""
+    """How classes are learned; of task linear its loss and weights."""
 
     loss: Loss = "cross_entropy"
     """cross_entropy, or focal: less of what is right already"""
@@ -140,7 +140,7 @@ def class_scores(
         share = right * len(entries) / (present * int(of_class[label]))
         cases[f"{entry.source}/{entry.key}"] = {
             "accuracy": right,
-            "balanced_accuracy": share,  # whose mean over the tiles is that score
+            "balanced_accuracy": share,  # whose mean over these tiles is that score, as paired tests need it
             "p_true": float(one[label]),
         }
     named = {name: value for name, value in named.items() if value is not None}
