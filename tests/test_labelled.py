@@ -118,6 +118,7 @@ def test_labels_that_choose_the_network_are_used_though_none_is_learned_from(
     folder: Path, tmp_path: Path, change: dict[str, float], learned: int, used: int
 ) -> None:
     extra = write(tmp_path / "extra", [{"label": "a", "patient": "other"}])
+    Image.new("RGB", (32, 32), "white").save(extra / "000.png")  # no tile of the others
     found = open_labelled(DataSettings(str(folder), extra=str(extra), **change), "label", 0)  # type: ignore[arg-type]
     assert len(found.parts["train"]) == learned
     assert found.used == used
