@@ -170,8 +170,8 @@ def train(
                     scalars = mean_losses(sums, accelerator)
                     tracker.scalars(learner.images, scalars | {"rate": learner.rate()} | pace.scalars(learner.images))
                     sums.clear()
-                last = learner.images >= recipe.train.images
-                if first and (last or passed(before, learner.images, recipe.train.look_every)):
+                last_choice = learner.images >= recipe.train.images and len(labelled.parts[VALIDATION]) > 0
+                if first and (last_choice or passed(before, learner.images, recipe.train.look_every)):
                     _look(learner, labelled, tracker)
                 if passed(before, learner.images, recipe.train.save_every):
                     save()
