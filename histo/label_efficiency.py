@@ -8,13 +8,14 @@ import statistics
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from itertools import combinations
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from histo.bootstrap import balanced_interval, mean_interval
+from histo.curve_names import Encoder, curve_names
 from histo.errors import InputError
 from histo.permutation import holm, sign_flip_test
 from histo.running.configs import read_config
@@ -22,10 +23,10 @@ from histo.running.configs import read_config
 NAME = "metrics.json"
 CHOSEN = {"instances": "aji", "segment": "dice"}  # of runs that do not say; else balanced_accuracy
 _FREE = ("encoder", "seeds", "run", "features", "data.label_fraction", "data.label_images")  # what may differ
+# What makes no other curve, and is only told.
+_TOLD = ("data.tiles", "data.holdout", "data.on_bad", "data.common_patients")
+_TASKS = ("classify", "instances", "segment", "smse", "linear", "knn", "mil")  # groups of settings
 _IDLE = ("data.workers", "data.cache_mb", "train.save_every", "train.log_every", "train.look_every")
-
-Encoder = tuple[str, str | None, bool | None]
-"""Source, architecture, and whether it was frozen; None where results of old do not say."""
 
 
 @dataclass
@@ -56,12 +57,12 @@ class Run:
 
 @dataclass
 class Point:
-    """What an encoder reaches with a number of labels.
+    """What an encoder reaches under some settings with a number of labels.
 
     Attributes:
         values: of each seed.
-        cases: float [N], mean over seeds of each test tile in the order of their keys; None where the score is no mean
-            over tiles.
+        cases: float [N], mean over seeds of each test tile in the order of their keys, nan of tiles without that score;
+            None where no tile has it.
         interval: 95 % bootstrap interval by patient; None likewise, and where the score needs classes that results of
             old do not tell.
     """
@@ -83,7 +84,7 @@ class Point:
 
 @dataclass
 class PairedTest:
-    """Two encoders at one number of labels: mean difference one - other, p, and p corrected for all tests."""
+    """Two curves at one number of labels: mean difference one - other, p, and p corrected for all tests."""
 
     labels: int
     one: str
@@ -98,8 +99,8 @@ class Comparison:
     """Runs compared by one score.
 
     Attributes:
-        points: by encoder and number of labels.
-        tests: of every two encoders with the same number of labels.
+        points: by name of the curve, an encoder with what its settings have of their own, and number of labels.
+        tests: of every two curves with the same number of labels.
         tiles, patients: how many test tiles, and patients of them (or tiles of unknown patient).
         notes: what readers must know.
     """
@@ -146,7 +147,7 @@ def read_run(path: Path) -> Run:
             cases,
             patients,
             truths,
-            _settings(path / "config.yaml"),
+            _settings(path / "config.yaml", task),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
@@ -155,7 +156,7 @@ def read_run(path: Path) -> Run:
 
 
 def compare_runs(runs: list[Run], metric: str | None = None) -> Comparison:
-    """Group runs by encoder and number of labels, and test every two encoders that have the same number.
+    """Group runs by encoder, settings and number of labels, and test every two curves that have the same number.
 
     Args:
         metric: a score of the runs; None takes the one that the task chooses by.
@@ -173,51 +174,16 @@ def compare_runs(runs: list[Run], metric: str | None = None) -> Comparison:
             raise InputError(f"{run.path} has no score {name!r}; give one of {known} as --metric.")
     keys = sorted(first.patients)
     patients = [first.patients[key] for key in keys]
-    names = encoder_names([run.encoder for run in runs])
+    shaping = [{key: value for key, value in run.settings.items() if key not in _TOLD} for run in runs]
     grouped: dict[str, dict[int, list[Run]]] = {}
-    for run in runs:
-        grouped.setdefault(names[run.encoder], {}).setdefault(run.labels, []).append(run)
+    for run, curve in zip(runs, curve_names([run.encoder for run in runs], shaping), strict=True):
+        grouped.setdefault(curve, {}).setdefault(run.labels, []).append(run)
     points = {
-        encoder: {labels: _point(some, name, keys, patients) for labels, some in sorted(of_encoder.items())}
-        for encoder, of_encoder in grouped.items()
+        curve: {labels: _point(some, name, keys, patients) for labels, some in sorted(of_curve.items())}
+        for curve, of_curve in grouped.items()
     }
     tests = _tests(points, patients)
     return Comparison(first.task, name, points, tests, len(keys), len(set(patients)), _notes(runs, points, name))
-
-
-def encoder_names(
-    encoders: list[tuple[str, str | None, bool | None]],
-) -> dict[tuple[str, str | None, bool | None], str]:
-    """The shortest names that tell encoders apart: the ends of their paths, then architecture and whether frozen."""
-    different = list(dict.fromkeys(encoders))
-    bare = {one: _parts(one[0]) for one in different}
-    sources = set(bare.values())
-
-    def end(parts: tuple[str, ...]) -> str:
-        for length in range(1, len(parts) + 1):
-            if sum(other[-length:] == parts[-length:] for other in sources) == 1:
-                return "/".join(parts[-length:])
-        return "/".join(parts)
-
-    names = {}
-    for one in different:
-        _, architecture, frozen = one
-        name = f"random {architecture or ''}".strip() if one[0] == "none" else end(bare[one])
-        alike = [other for other in different if bare[other] == bare[one] and other != one]
-        if one[0] != "none" and any(other[1] != architecture for other in alike):
-            name += f" ({architecture})"
-        if any(other[2] != frozen for other in alike):
-            name += " frozen" if frozen else " fine-tuned"
-        names[one] = name
-    return names
-
-
-def _parts(source: str) -> tuple[str, ...]:
-    """A source's path without what all runs have in common."""
-    parts = PurePath(source).parts
-    if parts[-1:] == ("encoder.safetensors",):
-        parts = parts[:-1]
-    return (parts[:-1] if parts[-1:] == ("export",) else parts) or (source,)
 
 
 def _labels(part: dict[str, Any]) -> int:
@@ -234,32 +200,38 @@ def _point(runs: list[Run], metric: str, keys: list[str], patients: list[Hashabl
         for seed, scores in run.by_seed.items():
             if seed in values:
                 raise InputError(
-                    f"{owner[seed]} and {run.path} are of the same encoder, {run.labels} labels and seed {seed}; name "
-                    "one of them."
+                    f"{owner[seed]} and {run.path} are of the same encoder and settings, {run.labels} labels and seed "
+                    f"{seed}; name one of them."
                 )
             values[seed], owner[seed] = scores[metric], run.path
             rows.append([run.cases[seed].get(key, {}).get(metric, np.nan) for key in keys])
     cases = np.array(rows, np.float64).mean(0)
-    if np.isnan(cases).any():
+    scored = np.flatnonzero(~np.isnan(cases))
+    if not len(scored):
         return Point(values, None, None)
+    whose = [patients[k] for k in scored]
     if metric == "balanced_accuracy":
-        truths = runs[0].truths
-        if not truths.keys() >= set(keys):
+        own, truths = [keys[k] for k in scored], runs[0].truths
+        if not truths.keys() >= set(own):
             return Point(values, cases, None)
-        right = np.mean([[run.cases[seed][key]["accuracy"] for key in keys] for run in runs for seed in run.by_seed], 0)
-        return Point(values, cases, balanced_interval(right, [truths[key] for key in keys], patients))
-    low, high = mean_interval(cases[:, None], patients)
+        right = np.mean([[run.cases[seed][key]["accuracy"] for key in own] for run in runs for seed in run.by_seed], 0)
+        return Point(values, cases, balanced_interval(right, [truths[key] for key in own], whose))
+    low, high = mean_interval(cases[scored, None], whose)
     return Point(values, cases, (float(low[0]), float(high[0])))
 
 
 def _tests(points: dict[str, dict[int, Point]], patients: list[Hashable]) -> list[PairedTest]:
     tests = []
-    for labels in sorted({labels for of_encoder in points.values() for labels in of_encoder}):
-        having = [(name, of_encoder[labels]) for name, of_encoder in points.items() if labels in of_encoder]
+    for labels in sorted({labels for of_curve in points.values() for labels in of_curve}):
+        having = [(name, of_curve[labels]) for name, of_curve in points.items() if labels in of_curve]
         for (one, mine), (other, theirs) in combinations(having, 2):
             if mine.cases is not None and theirs.cases is not None:
-                differences = mine.cases - theirs.cases
-                p = sign_flip_test(differences, patients)
+                every = mine.cases - theirs.cases
+                scored = np.flatnonzero(~np.isnan(every))
+                if not len(scored):
+                    continue
+                differences = every[scored]
+                p = sign_flip_test(differences, [patients[k] for k in scored])
                 tests.append(PairedTest(labels, one, other, float(differences.mean()), p, p))
     for test, corrected in zip(tests, holm([test.p for test in tests]), strict=True):
         test.corrected = corrected
@@ -273,14 +245,24 @@ def _notes(runs: list[Run], points: dict[str, dict[int, Point]], metric: str) ->
         values = list(dict.fromkeys(str(run.settings.get(name)) for run in runs))
         if len(values) > 1:
             notes.append(f"The runs differ in {name} ({', '.join(values)[:120]}), beside encoder and labels.")
-    for labels in sorted({labels for of_encoder in points.values() for labels in of_encoder}):
+    for labels in sorted({labels for of_curve in points.values() for labels in of_curve}):
         seeds = {name: sorted(one[labels].values) for name, one in points.items() if labels in one}
         if len(set(map(tuple, seeds.values()))) > 1:
             said = "; ".join(f"{name} {some}" for name, some in seeds.items())
             notes.append(f"With {labels} labels the seeds differ ({said}), and so may the labels that were used.")
-    if any(point.cases is None for of_encoder in points.values() for point in of_encoder.values()):
-        notes.append(f"{metric} is no mean over test tiles, so there are neither intervals nor tests of it.")
-    elif any(point.interval is None for of_encoder in points.values() for point in of_encoder.values()):
+    without = [name for name, one in points.items() if any(point.cases is None for point in one.values())]
+    if without:
+        notes.append(
+            f"There are neither intervals nor tests of {metric} for {', '.join(without)}: metrics.json has no {metric} "
+            "of single test tiles, since it is no mean over them, or the run is of an older version (train it again)."
+        )
+    lacking = max(
+        (int(np.isnan(p.cases).sum()) for one in points.values() for p in one.values() if p.cases is not None),
+        default=0,
+    )
+    if lacking:
+        notes.append(f"Up to {lacking} test tiles have no {metric}, and are left out of its intervals and tests.")
+    if any(p.interval is None and p.cases is not None for one in points.values() for p in one.values()):
         notes.append(f"Results of old do not tell the classes of test tiles, so {metric} has no interval; train again.")
     return notes
 
@@ -297,8 +279,8 @@ def _refuse_incomparable(first: Run, run: Run) -> None:
         )
 
 
-def _settings(path: Path) -> dict[str, Any]:
-    """Settings that shape a run, by flat names; none where the file is missing."""
+def _settings(path: Path, task: str) -> dict[str, Any]:
+    """Settings that shape a run of a task, by flat names; none where the file is missing."""
     if not path.is_file():
         return {}
     flat: dict[str, Any] = {}
@@ -306,7 +288,7 @@ def _settings(path: Path) -> dict[str, Any]:
     def walk(node: dict[str, Any], prefix: str) -> None:
         for key, value in node.items():
             name = f"{prefix}{key}"
-            if name in _FREE or name in _IDLE:
+            if name in _FREE or name in _IDLE or (name in _TASKS and name != task):
                 continue
             if isinstance(value, dict):
                 walk(value, f"{name}.")

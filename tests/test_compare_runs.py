@@ -9,8 +9,9 @@ import pytest
 
 from histo.bootstrap import balanced_interval, mean_interval
 from histo.commands.compare import main
+from histo.curve_names import encoder_names
 from histo.errors import InputError
-from histo.label_efficiency import compare_runs, encoder_names, read_run
+from histo.label_efficiency import compare_runs, read_run
 from histo.permutation import holm, sign_flip_test
 from histo.running.charts import line_chart
 
@@ -175,7 +176,89 @@ def test_a_score_that_is_no_mean_has_no_test(tmp_path: Path) -> None:
     found = compare_runs([read_run(path) for path in made])
     assert not found.tests
     assert found.points["a"][4].interval is None
-    assert "auroc is no mean over test tiles, so there are neither intervals nor tests of it." in found.notes
+    assert found.notes[0].startswith(
+        "There are neither intervals nor tests of auroc for a, b: metrics.json has no auroc"
+    )
+
+
+def test_tiles_without_the_score_are_left_out(tmp_path: Path) -> None:
+    """As of task smse where a tile is too coarse for a magnification."""
+    made = [write_run(tmp_path / name, name, 4, {0: drawn(k, 0.5)}) for k, name in enumerate("ab")]
+    for path in made:
+        file = path / "seed0" / "metrics.json"
+        content = json.loads(file.read_text())
+        del content["cases"][KEYS[3]]["aji"]
+        file.write_text(json.dumps(content))
+    found = compare_runs([read_run(path) for path in made])
+    kept = [k for k in range(8) if k != 3]
+    differences = np.array(drawn(0, 0.5))[kept] - np.array(drawn(1, 0.5))[kept]
+    assert found.tests[0].difference == pytest.approx(differences.mean())
+    assert found.tests[0].p == pytest.approx(sign_flip_test(differences, [PATIENTS[k] for k in kept]))
+    low, high = mean_interval(np.array(drawn(0, 0.5))[kept][:, None], [PATIENTS[k] for k in kept])
+    assert found.points["a"][4].interval == (pytest.approx(low[0]), pytest.approx(high[0]))
+    assert "Up to 1 test tiles have no aji, and are left out of its intervals and tests." in found.notes
+
+
+CONFIG = """data: {{tiles: {tiles}, extra: {extra}, workers: {workers}}}
+instances: {{head: {head}, decoder: {decoder}}}
+segment: {{decoder: {other}}}
+seeds: [0]
+"""
+
+
+def configured(**change: str) -> str:
+    known = {"tiles": "a", "extra": "null", "workers": "1", "head": "flows", "decoder": "unet", "other": "unet"}
+    return CONFIG.format(**{**known, **change})
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "names"),
+    [
+        ({}, {"head": "distance"}, ["dino, head flows", "dino, head distance"]),
+        ({}, {"head": "distance", "decoder": "fpn"}, ["dino, head flows", "dino, head distance"]),
+        ({}, {"extra": "runs/drawn"}, ["dino, no extra", "dino, extra drawn"]),
+        ({"extra": "a/x"}, {"extra": "[b/x, c]"}, ["dino, extra a/x", "dino, extra b/x+c"]),
+        ({}, {"tiles": "b", "workers": "4", "other": "fpn"}, ["dino"]),  # the same training
+    ],
+)
+def test_runs_of_other_settings_are_other_curves(
+    tmp_path: Path, first: dict[str, str], second: dict[str, str], names: list[str]
+) -> None:
+    made = [
+        write_run(tmp_path / f"{k}", "runs/dino/export/encoder.safetensors", 4, {k: drawn(k, 0.5)}, config=one)
+        for k, one in enumerate((configured(**first), configured(**second)))
+    ]
+    made.append(
+        write_run(
+            tmp_path / "seed", "runs/dino/export/encoder.safetensors", 4, {7: drawn(7, 0.5)}, config=configured(**first)
+        )
+    )
+    found = compare_runs([read_run(path) for path in made])
+    assert list(found.points) == names
+    assert len(found.points[names[0]][4].values) == 4 - len(names)  # seeds are put together
+    assert len(found.tests) == len(names) - 1
+
+
+def test_three_curves_take_two_settings_to_tell_apart(tmp_path: Path) -> None:
+    changes: list[dict[str, str]] = [{}, {"head": "distance"}, {"decoder": "fpn"}]
+    made = [
+        write_run(tmp_path / f"{k}", "none", 4, {0: drawn(k, 0.5)}, config=configured(**one))
+        for k, one in enumerate(changes)
+    ]
+    assert list(compare_runs([read_run(path) for path in made]).points) == [
+        "random resnet18, head flows, decoder unet",
+        "random resnet18, head distance, decoder unet",
+        "random resnet18, head flows, decoder fpn",
+    ]
+
+
+def test_an_unknown_setting_makes_no_curve(tmp_path: Path) -> None:
+    """Runs of old lack what was added since."""
+    made = [
+        write_run(tmp_path / f"{k}", "none", 4, {k: drawn(k, 0.5)}, config=config)
+        for k, config in enumerate(("train: {images: 100}\n", "train: {images: 100, average: 0.99}\n"))
+    ]
+    assert list(compare_runs([read_run(path) for path in made]).points) == ["random resnet18"]
 
 
 @pytest.mark.parametrize("old", [False, True])
@@ -239,7 +322,7 @@ def test_refusals(runs: list[Path], tmp_path: Path, change: str) -> None:
         words = "names a run twice"
     elif change == "seed":
         arguments[1] = str(write_run(tmp_path / "x", "none", 1, {1: drawn(0, 0.5)}))
-        words = "are of the same encoder, 1 labels and seed 1"
+        words = "are of the same encoder and settings, 1 labels and seed 1"
     elif change == "one":
         arguments = arguments[:1]
         words = "is one run, expected two or more"

@@ -124,6 +124,21 @@ def test_scores_are_of_each_magnification_and_all(finished: Path) -> None:
     assert low <= scores["accuracy_at_2_held_out"] <= high
 
 
+def test_balanced_accuracy_is_the_mean_of_its_cases(coloured: Path) -> None:
+    """Also where a tile can be shown nowhere, others at some µm/px, and classes have different numbers."""
+    task = task_of(coloured, SmseSettings(mpp=[0.5, 1], embedding=16))
+    tiles = task.labelled.part("test")
+    rows = [(row, place) for row in range(1, len(tiles)) for place in range(2) if row % 3 or place]
+    numbers = task.labelled.numbers[task.labelled.parts["test"]]
+    truth = torch.tensor([int(numbers[row]) for row, _ in rows])
+    found = torch.from_numpy(np.random.default_rng(0).random((len(rows), len(task.labelled.classes)))).softmax(1)
+    said = task._scores(found, {"": found.argmax(1)}, truth, rows, tiles, list(range(len(tiles))))
+    cases = [case["balanced_accuracy"] for case in said.cases.values() if case]
+    assert len(cases) == len(tiles) - 1
+    assert 0 < said.scores["balanced_accuracy"] < 1
+    assert np.mean(cases) == pytest.approx(said.scores["balanced_accuracy"])
+
+
 def test_the_export_says_what_was_scored(finished: Path, coloured: Path) -> None:
     task = downstream.load(finished)
     assert task.card["magnifications"] == [0.5, 1.0]

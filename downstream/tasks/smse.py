@@ -263,8 +263,11 @@ class Smse:
         rows_of: dict[int, list[int]] = defaultdict(list)
         for k, (row, _) in enumerate(rows):
             rows_of[row].append(k)
+        right_of = (answers[""] == truth).double()
+        of_class = truth.bincount(minlength=len(self.labelled.classes))
+        share = len(rows_of) / (int((of_class > 0).sum()) * of_class[truth])
         for row, entry in enumerate(tiles.entries):
-            mine = rows_of[row]
+            mine = rows_of.get(row, [])
             case = cases[f"{entry.source}/{entry.key}"] = {}
             if not mine:
                 continue
@@ -273,6 +276,8 @@ class Smse:
                 case[f"{begin}accuracy"] = float(right.mean())
                 for k, value in zip(mine, right.tolist(), strict=True):
                     case[f"{begin}accuracy_at_{self.known.name(rows[k][1])}"] = value
+            # Whose mean over the tiles that are shown somewhere is that score.
+            case["balanced_accuracy"] = float((share * right_of)[mine].sum())
             case["p_true"] = float(probabilities[mine, truth[mine]].mean())
         table = confusion(answers[""], truth, len(self.labelled.classes)).tolist()
         return Evaluation(scores, cases, self.labelled.classes, table)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from histo.label_efficiency import Comparison
 
 TEST = (
-    "The test: the differences of two encoders, paired by test tile and averaged over seeds, with the signs of whole "
+    "The test: the differences of two curves, paired by test tile and averaged over seeds, with the signs of whole "
     "patients flipped (two-sided randomisation test of the mean difference: all sign patterns up to 12 patients, else "
     "9 999 random ones); corrected for the number of tests by Holm. It says whether a difference would hold on other "
     "patients, not whether it would with other seeds: for that, look at the standard deviation."
@@ -24,7 +24,8 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="nucleate compare",
         description="Draw a score against the number of labels for every encoder of some finished runs of "
-        "downstream/train.py, with a table and a paired test. (Two encoders themselves: `nucleate encoder compare`.)",
+        "downstream/train.py, with a table and a paired test. Runs of one encoder whose settings differ have a curve "
+        "each, named by what differs. (Two encoders themselves: `nucleate encoder compare`.)",
     )
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders, scored on the same tiles")
     parser.add_argument("--metric", metavar="NAME", help="a score of the runs; default: the one the task chooses by")
@@ -55,18 +56,18 @@ def markdown(found: "Comparison") -> str:
         "",
         "![curve](comparison.svg)",
         "",
-        *_table(["encoder", "labels", "seeds", found.metric, "95 % interval"], rows(found)),
+        *_table(["curve", "labels", "seeds", found.metric, "95 % interval"], rows(found)),
         "",
     ]
     if found.tests:
-        header = ["labels", "encoders", "mean difference", "p", "p (Holm)"]
+        header = ["labels", "curves", "mean difference", "p", "p (Holm)"]
         lines += [*_table(header, test_rows(found)), "", TEST, ""]
     lines += [f"Note: {sentence}" for sentence in found.notes]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def rows(found: "Comparison") -> list[list[str]]:
-    """A row for every encoder and number of labels."""
+    """A row for every curve and number of labels."""
     said = []
     for name, points in found.points.items():
         for labels, point in points.items():
@@ -108,10 +109,10 @@ def _write(found: "Comparison", out: Path, runs: list[str]) -> None:
     report = Report(title, f"task {found.task} · {found.tiles} test tiles of {found.patients} patients")
     report.chart(f"{title}. {BAND if bands else ''}", chart)
     caption = "Mean and standard deviation over seeds; 95 % bootstrap interval by patient."
-    report.table(["encoder", "labels", "seeds", found.metric, "95 % interval"], rows(found), caption)
+    report.table(["curve", "labels", "seeds", found.metric, "95 % interval"], rows(found), caption)
     if found.tests:
         report.heading("Which differences hold")
-        report.table(["labels", "encoders", "mean difference", "p", "p (Holm)"], test_rows(found))
+        report.table(["labels", "curves", "mean difference", "p", "p (Holm)"], test_rows(found))
         report.text(TEST)
     if found.notes:
         report.heading("What readers must know")
