@@ -92,7 +92,7 @@ def test_the_demo_shows_its_command_and_where_the_report_is(checkout, capfd, mon
     assert run_demo(Path("runs/demo"), checkout) == 0
     shown = capfd.readouterr().out
     tissue = "--data.tissue runs/demo/tiles"
-    assert "$ nucleate phantom tiles --out runs/demo/tiles\n" in shown
+    assert "$ nucleate phantom tiles --count 320 --out runs/demo/tiles\n" in shown
     assert f"translate/train.py --config configs/translate/demo.yaml {tissue} --run.dir runs/demo/translator\n" in shown
     assert f"demo.yaml {tissue} --translator runs/demo/translator --run.dir runs/demo/encoder\n" in shown
     assert (

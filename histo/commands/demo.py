@@ -55,7 +55,7 @@ def _downstream(task: str) -> tuple[Stage, Stage]:
 
 TISSUE = (("--data.tissue", "tiles"),)
 STAGES = (
-    Stage("tiles", None, options=("phantom", "tiles"), done="tiles.csv"),
+    Stage("tiles", None, options=("phantom", "tiles", "--count", "320"), done="tiles.csv"),
     Stage("translator", Path("translate/train.py"), Path("configs/translate/demo.yaml"), TISSUE),
     Stage(
         "encoder",
