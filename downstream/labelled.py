@@ -1,6 +1,5 @@
 """Labelled tiles in parts that share no patient: what is learned from, what says when to stop, what is scored."""
 
-import os
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from downstream.further import owners_of_both
 from downstream.subsets import labelled_subset
 from histo.errors import InputError
 from histo.probes.splits import folds
@@ -182,10 +182,10 @@ def divided(
     parts = _folded(settings, patients, labels, seed, fold) if settings.folds else _named(settings, splits)
     common = _common_patients(parts, patients)
     if common and not settings.common_patients:
-        one, other, patient = common[0]
+        (one, other, patient), whose = common[0], count_owners(owner for _, _, owner in common)
         raise InputError(
-            f"{_common_owners(common)} are in two parts, first {patient.name} in {one} and {other}; correct the column "
-            "split of tiles.csv, or give --data.common_patients true, which every result will then say."
+            f"{whose} are in two parts, first {patient.name} in {one} and {other}; correct the column split of "
+            "tiles.csv, or give --data.common_patients true, which every result will then say."
         )
     allowed = parts[TRAIN]
     used = allowed[_chosen(settings, allowed, patients, labels, seed)]
@@ -216,11 +216,13 @@ def divided(
     }
     if extra is not None:
         judged = {name: [(entries[k], patients[k]) for k in parts[name]] for name in (TEST, VALIDATION)}
-        shared = _checked_extra(extra, settings, number_of, judged)
+        shared = owners_of_both(extra, number_of, judged, settings.common_patients)
         facts["extra"] = f"{extra.describe()}, {settings.extra_share:.0%} of the crops"
         common = common or shared
     if common:
-        facts["warning"] = f"{_common_owners(common)} are in two parts, so that scores are too high"
+        facts["warning"] = (
+            f"{count_owners(owner for _, _, owner in common)} are in two parts, so that scores are too high"
+        )
     return Labelled(tiles, parts, classes, numbers, number_of, extra, patients, counted, facts)
 
 
@@ -248,63 +250,6 @@ def _open_extra(settings: DataSettings, needs: Needs) -> TileSet | None:
         extra = extra.subset(np.array(chosen))
     _refuse_bare(list(extra.entries), needs)
     return extra
-
-
-def _checked_extra(
-    extra: TileSet,
-    settings: DataSettings,
-    number_of: dict[str, int],
-    judged: dict[str, list[tuple[TileEntry, Owner | None]]],
-) -> list[tuple[str, str, Owner]]:
-    """Patients of further tiles that are validated or scored, by name whatever the source, as `_common_patients` has.
-
-    Args:
-        judged: tiles of these two parts, and whose they are.
-
-    Raises:
-        InputError: there are some and that is not allowed, a tile of these parts itself, or a label that no tile of
-            data.tiles has.
-    """
-    unknown = sorted({str(entry.label) for entry in extra.entries} - number_of.keys()) if number_of else []
-    if unknown:
-        raise InputError(
-            f"data.extra has the label {unknown[0]!r}, expected one of {', '.join(sorted(number_of))} as in "
-            "data.tiles; correct the column label of its tiles.csv."
-        )
-    common: list[tuple[str, str, Owner]] = []
-    owners = sorted({one for entry in extra.entries if (one := owner_of(entry))})
-    for part, tiles in judged.items():
-        same = _same_tile(extra, [entry for entry, _ in tiles])
-        if same is not None:
-            raise InputError(
-                f"The tile {same.key} of data.extra is in the {part} part of data.tiles too, expected other tiles to "
-                "learn from; leave such tiles out of data.extra, or name its split by --data.extra_split."
-            )
-        names = {(one.kind, one.name) for _, one in tiles if one}
-        common += [("extra", part, one) for one in owners if (one.kind, one.name) in names]
-    if common and not settings.common_patients:
-        _, part, owner = common[0]
-        raise InputError(
-            f"{_common_owners(common)} of data.extra are in the parts that choose the network or are scored, first "
-            f"{owner.name} in {part}; leave them out of data.extra, or give --data.common_patients true, which every "
-            "result will then say."
-        )
-    return common
-
-
-def _same_tile(extra: TileSet, others: Sequence[TileEntry]) -> TileEntry | None:
-    """The first of further tiles that is one of the others: the same file, or one of the same key and content."""
-    files = {os.path.abspath(entry.path) for entry in others}
-    of_key: dict[str, list[TileEntry]] = {}
-    for entry in others:
-        of_key.setdefault(entry.key, []).append(entry)
-    for entry in extra.entries:
-        if os.path.abspath(entry.path) in files:
-            return entry
-        alike = of_key.get(entry.key, ())
-        if alike and any(entry.image_file() == other.image_file() for other in alike):
-            return entry
-    return None
 
 
 def _named(settings: DataSettings, splits: Sequence[str | None]) -> dict[str, NDArray[np.int64]]:
@@ -351,12 +296,6 @@ def _common_patients(
         for other in PARTS[place + 1 :]
         for patient in sorted(of_part[one] & of_part[other], key=str)
     ]
-
-
-def _common_owners(common: Sequence[tuple[str, str, Owner]]) -> str:
-    """How many, and what of."""
-    slides = all(owner.kind == "slide" for _, _, owner in common)
-    return f"{len(common)} {'slides' if slides else 'patients'}"
 
 
 def _known(patients: Sequence[Owner | None], noun: str) -> str:

@@ -34,7 +34,10 @@ def write_report(recipe: Recipe, run: RunFolder, results: list[Result], rows: di
         [name, row["mean"], row["sd"], "–" if row["interval"] is None else "{:.3f} to {:.3f}".format(*row["interval"])]
         for name, row in rows.items()
     ]
-    caption = f"Mean and standard deviation over the seeds {recipe.seeds}; bootstrap interval by patient."
+    caption = (
+        f"Mean and standard deviation over the seeds {recipe.seeds}; bootstrap "
+        "interval by patient of the mean over all test tiles, each weighing alike whatever its fold."
+    )
     report.table(["score", "mean", "sd", "95 % interval"], table, caption)
     if len(results) > 1:
         names = list(results[0].scores)

@@ -15,7 +15,7 @@ import numpy as np
 from downstream.labelled import TEST, Labelled
 from downstream.recipe import Recipe
 from downstream.task import Evaluation
-from downstream.tasks import task_class
+from downstream.tasks import ON_FEATURES, task_class
 from histo.bootstrap import balanced_interval, mean_interval
 from histo.encoders import Start
 from histo.encoders.files import libraries, write_text
@@ -25,7 +25,6 @@ from histo.running.runs import RunFolder
 
 FORMAT = 1
 NAME = "metrics.json"
-ON_FEATURES = ("linear", "knn", "mil")  # tasks whose encoder is frozen
 
 
 @dataclass
@@ -176,7 +175,7 @@ def summarise(recipe: Recipe, run: RunFolder, results: list[Result]) -> str:
 
 
 def _interval(results: list[Result], name: str) -> list[float] | None:
-    """The 95 % bootstrap interval over test tiles, by patient; of the mean over seeds of each tile."""
+    """The 95 % bootstrap interval by patient of the mean over all test tiles, of any fold and number of µm/px."""
     values: dict[str, list[float]] = defaultdict(list)
     patient_of: dict[str, str] = {}
     truth_of: dict[str, str] = {}

@@ -3,13 +3,13 @@
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from downstream.labelled import TRAIN, Labelled
 from downstream.recipe import Recipe
+from downstream.tasks import ON_FEATURES
 from histo import encoders
-from histo.errors import InputError
+from histo.probes import feature_width
 from histo.revision import revision
 from histo.segmenters import MPP_TOLERANCE
 
@@ -21,27 +21,14 @@ def open_start(recipe: Recipe, seed: int) -> encoders.Start:
     """The encoder that `--encoder.source` names.
 
     Raises:
-        InputError: as `histo.encoders.start`, or tiles of a size that the encoder does not take.
+        InputError: as `histo.encoders.start`, or of a frozen encoder as `histo.probes.feature_width`.
     """
     asked = recipe.encoder
     name = asked.architecture or ("resnet18" if asked.source == "none" else None)
     start = encoders.start(asked.source, asked.norm or "own", name, seed=seed)
-    if recipe.task in ("classify", "knn", "linear", "smse"):
-        _try(start, recipe.crop.size)
+    if recipe.task in ON_FEATURES:  # refused before the tiles are read
+        feature_width(start.encoder, start.architecture, recipe.crop.size, "crop.size")
     return start
-
-
-def _try(start: encoders.Start, side: int) -> None:
-    """Refuse an encoder that does not take tiles of a size, as some transformers do."""
-    try:
-        with torch.no_grad():
-            start.encoder.eval()(torch.zeros(1, 3, side, side))
-    except (AssertionError, RuntimeError, TypeError, ValueError) as error:  # timm's models refuse sizes each their way
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:160]
-        raise InputError(
-            f"{start.architecture} cannot take tiles of {side} px ({reason}); change --crop.size, or choose another "
-            "encoder."
-        ) from error
 
 
 def disagreements(recipe: Recipe, labelled: Labelled, start: encoders.Start) -> list[str]:

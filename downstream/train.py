@@ -26,10 +26,10 @@ try:
     from downstream.learner import Learner
     from downstream.probing import probe
     from downstream.recipe import PRESET, Recipe
-    from downstream.results import ON_FEATURES, Result, summarise, write_result
+    from downstream.results import Result, summarise, write_result
     from downstream.start import card_of, disagreements, open_start
     from downstream.stream import LabelledCrops
-    from downstream.tasks import task_class
+    from downstream.tasks import ON_FEATURES, task_class
     from histo.errors import InputError
     from histo.running import checkpoints
     from histo.running.loading import ImageClock, loader, sound_workers
@@ -62,9 +62,9 @@ def main(argv: list[str]) -> None:
                 labelled = open_bags(recipe.data, recipe.crop.size, seed, fold).labelled
             else:
                 labelled = open_labelled(_data(recipe), _needs(recipe), seed, fold)
-                start = open_start(recipe, seed)
-                if recipe.task not in ON_FEATURES:
-                    task_class(recipe.task)(recipe, start, labelled, seed)  # refuses what the task cannot use
+            start = open_start(recipe, seed)
+            if recipe.task not in ON_FEATURES:
+                task_class(recipe.task)(recipe, start, labelled, seed)  # refuses what the task cannot use
         print(f"dry run: settings and data are sound. {labelled.facts['labels used']}, {len(fits)} training(s).")
         return
     with occupied(whole, accelerator) as scratch:

@@ -134,8 +134,6 @@ def open_extractor(
     network = network.requires_grad_(False).eval()
     with torch.no_grad():
         output = pooled(network(torch.zeros(1, 3, side, side)))
-    if output.ndim != 2:
-        raise InputError(f"{name} gives features of shape {list(output.shape)}, expected one vector; name another.")
     return Extractor(
         network.to(device), name, origin, side, mean, std, output.shape[1], digest(network.state_dict()), precision
     )

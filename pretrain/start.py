@@ -2,11 +2,9 @@
 
 from typing import Any, NamedTuple
 
-import torch
-
 from histo import encoders
 from histo.errors import InputError
-from histo.probes import frozen
+from histo.probes import feature_width
 from pretrain.backbone import MEAN, STD, Backbone
 from pretrain.recipe import Recipe
 
@@ -50,27 +48,5 @@ def open_backbone(recipe: Recipe) -> Begun:
     if start.report:
         origin += f"\n{start.report}"
     encoder = Backbone(start.encoder, found, tuple(mean), tuple(std))
-    encoder.width = _width(encoder, recipe.data.view_size)
+    encoder.width = feature_width(encoder, found, recipe.data.view_size, "data.view_size")
     return Begun(encoder, start.facts["parent"], start.facts["data"], origin)
-
-
-def _width(encoder: Backbone, side: int) -> int:
-    """Features of a view; timm's `num_features` is another number where a model widens them after pooling.
-
-    Raises:
-        InputError: the encoder takes no views of this size.
-    """
-    try:
-        with frozen(encoder):
-            shape = list(encoder(torch.zeros(1, 3, side, side)).shape)
-    except (AssertionError, RuntimeError, TypeError, ValueError) as error:  # timm's models refuse sizes each their way
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:160]
-        raise InputError(
-            f"{encoder.architecture} cannot take views of {side} px ({reason}); change --data.view_size, or choose "
-            "another encoder."
-        ) from error
-    if len(shape) != 2:
-        raise InputError(
-            f"{encoder.architecture} gives features of shape {shape}, expected one vector a view; choose another."
-        )
-    return int(shape[1])

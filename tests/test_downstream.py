@@ -263,6 +263,10 @@ def test_a_frozen_encoder_stays_as_it_is(arguments: list[str], tmp_path: Path) -
             ["--task", "classify", "--encoder.architecture", "vit_tiny_patch16_224"],
             "cannot take tiles of 64 px .*; change --crop.size",
         ),
+        (
+            ["--task", "linear", "--encoder.architecture", "vit_tiny_patch16_224", "--dry_run"],
+            "cannot take tiles of 64 px .*; change --crop.size",
+        ),
         (["--run.resume", "other/checkpoints/000000032"], r"run\.resume is .*continues its own newest checkpoint"),
     ],
 )

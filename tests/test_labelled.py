@@ -218,7 +218,9 @@ def test_tiles_of_a_slide_stay_together_where_patients_are_unknown(tmp_path: Pat
     aside = open_labelled(DataSettings(str(folder), folds=2, label_images=9), "label", 0)
     assert len({slides[k] for k in aside.parts["train"]}) == 2
     named = write(tmp_path / "named", [cut(k, k // 6, split=("train", "test")[k % 2]) for k in range(12)])
-    with pytest.raises(InputError, match="2 slides are in two parts, first slide0 in train and test; correct"):
+    with pytest.raises(
+        InputError, match="2 slides of unknown patient are in two parts, first slide0 in train and test; correct"
+    ):
         open_labelled(DataSettings(str(named)), "label", 0)
 
 

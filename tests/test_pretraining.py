@@ -175,7 +175,7 @@ def test_a_non_finite_loss_stops_with_its_name(
         (["--translator", "/nowhere"], "/nowhere"),
         (["--simclr.temperature", "0"], "simclr.temperature is 0.0, expected a finite number above 0"),
         (["--train.learning_rate", "1000"], "train.learning_rate is 1000"),
-        (["--encoder.architecture", "vit_tiny_patch16_224"], "timm:vit_tiny_patch16_224 cannot take views of 32 px"),
+        (["--encoder.architecture", "vit_tiny_patch16_224"], "timm:vit_tiny_patch16_224 cannot take tiles of 32 px"),
         (["--encoder.architecture", "convnext_tiny", "--encoder.norm", "group"], "'convnext_tiny' cannot be"),
         (["--encoder.architecture", "smp:resnet18"], "smp:resnet18 is an encoder of smp, expected one of timm"),
         (["--encoder.architecture", "dla46_c", "--train.checkpointing", "true"], "--train.checkpointing"),

@@ -5,6 +5,7 @@ from importlib import import_module
 from downstream.task import Task
 
 NAMES = ("classify", "instances", "segment", "smse")
+ON_FEATURES = ("linear", "knn", "mil")  # whose encoder is frozen, and which have no class here
 
 
 def task_class(name: str) -> type[Task]:

@@ -17,7 +17,7 @@ from downstream.task import Evaluation, Tensors
 from histo.encoders import Architecture, Start, pooled, write_card
 from histo.errors import InputError
 from histo.metrics.classification import classification_scores
-from histo.probes.embedding import fitted, scaled
+from histo.probes.embedding import feature_width, fitted, scaled
 from histo.tiles import Tile, TileEntry, TileSet
 
 if TYPE_CHECKING:
@@ -73,8 +73,7 @@ class Classify:
     def __init__(self, recipe: "Recipe", start: Start, labelled: Labelled, seed: int) -> None:
         self.settings, self.side, self.labelled = recipe.classify, recipe.crop.size, labelled
         mean, std = (tuple(start.facts[key] or (0.5,) * 3) for key in ("mean", "std"))
-        with torch.no_grad():
-            width = pooled(start.encoder.eval()(torch.zeros(1, 3, self.side, self.side))).shape[1]
+        width = feature_width(start.encoder, start.architecture, self.side, "crop.size")
         self.start = start
         self.network = Classifier(start.encoder, width, len(labelled.classes), mean, std)
         numbers = torch.from_numpy(labelled.numbers[labelled.parts[TRAIN]])

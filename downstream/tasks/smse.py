@@ -30,10 +30,10 @@ from downstream.similarity import (
     triplet_loss,
 )
 from downstream.task import Evaluation, Tensors
-from histo.encoders import Start, pooled
+from histo.encoders import Start
 from histo.errors import InputError
 from histo.metrics.classification import classification_scores, confusion, recognition_rate
-from histo.probes import knn
+from histo.probes import feature_width, knn
 from histo.running.processes import state
 from histo.tiles import Tile, TileCache, TileSet
 
@@ -110,8 +110,7 @@ class Smse:
         self.owner_numbers = [number_of[owner] for owner in owners]
 
         mean, std = (tuple(start.facts[key] or (0.5,) * 3) for key in ("mean", "std"))
-        with torch.no_grad():
-            width = pooled(start.encoder.eval()(torch.zeros(1, 3, self.side, self.side))).shape[1]
+        width = feature_width(start.encoder, start.architecture, self.side, "crop.size")
         classes = len(labelled.classes)
         self.network = Embedder(start.encoder, width, self.settings.embedding, classes, mean, std)
         chosen = self.settings

@@ -16,7 +16,10 @@ TEST = (
     "9 999 random ones); corrected for the number of tests by Holm. It says whether a difference would hold on other "
     "patients, not whether it would with other seeds: for that, look at the standard deviation."
 )
-BAND = "Shaded: 95 % bootstrap interval of the mean over test tiles, drawn by patient, of the mean over seeds."
+BAND = (
+    "Shaded: 95 % bootstrap interval, by patient, of the score over all test tiles, folds together; of each tile the "
+    "mean over seeds."
+)
 
 
 def main(arguments: list[str]) -> int:

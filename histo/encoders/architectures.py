@@ -142,9 +142,18 @@ def refuse_unknown(name: str) -> None:
 
 
 def pooled(output: Any) -> Tensor:
-    """Features [N, D] from what an encoder gives: timm's are pooled, the last map of smp's is averaged over space."""
+    """Features [N, D] from what an encoder gives: timm's are pooled, the last map of smp's is averaged over space.
+
+    Raises:
+        InputError: anything else than one vector of features for each tile.
+    """
     last: Tensor = output[-1] if isinstance(output, (list, tuple)) else output
-    return last.mean((2, 3)) if last.ndim == 4 else last
+    vectors = last.mean((2, 3)) if last.ndim == 4 else last
+    if vectors.ndim != 2:
+        raise InputError(
+            f"The encoder gives features of shape {list(last.shape)}, expected one vector a tile; name another."
+        )
+    return vectors
 
 
 def memory_layout(network: nn.Module, device: torch.device) -> torch.memory_format:

@@ -12,7 +12,7 @@
 Features are float [N, D], classes int64 [N] from 0. Accuracy and the like are those of `histo.metrics.classification`.
 """
 
-from histo.probes.embedding import embed, fitted, frozen
+from histo.probes.embedding import embed, feature_width, fitted, frozen
 from histo.probes.geometry import alignment, centred, effective_rank, spread, uniformity
 from histo.probes.linear import Linear, choose_penalty, fit_chosen, fit_linear
 from histo.probes.neighbours import knn
@@ -38,6 +38,7 @@ __all__ = [
     "draw_stains",
     "effective_rank",
     "embed",
+    "feature_width",
     "fit_chosen",
     "fit_linear",
     "fitted",

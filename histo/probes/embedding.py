@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from histo.encoders.architectures import Architecture, pooled
 from histo.errors import InputError
 from histo.tiles import Tile
 
@@ -62,19 +63,27 @@ def scaled(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tenso
     return (images.float() / 255 - centre) / width
 
 
-def pooled(output: Tensor | Sequence[Tensor]) -> Tensor:
-    """The last of several maps (smp), averaged over space; timm's output is pooled already.
+def feature_width(encoder: nn.Module, wanted: Architecture, side: int, setting: str) -> int:
+    """How many pooled features an encoder gives for a tile of side x side px.
+
+    timm's `num_features` is another number where a model widens them after pooling.
+
+    Args:
+        encoder: as `embed` takes it, on the CPU; wanted: what it was built as.
+        setting: in which users write the side, for the message.
 
     Raises:
-        InputError: anything else than one vector of features for each tile.
+        InputError: the encoder takes no tiles of this size, or gives features that are no vectors.
     """
-    last = output if isinstance(output, Tensor) else output[-1]
-    vectors = last.mean((2, 3)) if last.ndim == 4 else last
-    if vectors.ndim != 2:
+    try:
+        with frozen(encoder):
+            output = encoder(torch.zeros(1, 3, side, side))
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:  # timm's models refuse sizes each their way
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:160]
         raise InputError(
-            f"The encoder gives features of shape {list(last.shape)}, expected one vector a tile; name another."
-        )
-    return vectors
+            f"{wanted} cannot take tiles of {side} px ({reason}); change --{setting}, or choose another encoder."
+        ) from error
+    return int(pooled(output).shape[1])
 
 
 def fitted(tile: Tile, size: int, mpp: float | None = None) -> NDArray[np.uint8]:

@@ -1,0 +1,70 @@
+"""Further tiles to learn from, such as drawn ones: none of them may be scored, nor be of a patient who is."""
+
+import os
+from collections.abc import Sequence
+
+from histo.errors import InputError
+from histo.tiles import TileEntry, TileSet
+from histo.tiles.owners import Owner, count_owners, owner_of
+
+
+def owners_of_both(
+    extra: TileSet,
+    number_of: dict[str, int],
+    judged: dict[str, list[tuple[TileEntry, Owner | None]]],
+    allowed: bool,
+) -> list[tuple[str, str, Owner]]:
+    """Patients of further tiles who are validated or scored: ("extra", the part, patient) of each.
+
+    Args:
+        extra: the further tiles.
+        number_of: the class of each label of the labelled tiles; empty where these have masks.
+        judged: tiles of the parts that choose the network or are scored, and whose they are; a patient is found again
+            by name, whatever the source.
+        allowed: whether there may be some.
+
+    Raises:
+        InputError: there are some and may not be, a tile of these parts itself, or a label that no tile of
+            data.tiles has.
+    """
+    unknown = sorted({str(entry.label) for entry in extra.entries} - number_of.keys()) if number_of else []
+    if unknown:
+        raise InputError(
+            f"data.extra has the label {unknown[0]!r}, expected one of {', '.join(sorted(number_of))} as in "
+            "data.tiles; correct the column label of its tiles.csv."
+        )
+    common: list[tuple[str, str, Owner]] = []
+    owners = sorted({one for entry in extra.entries if (one := owner_of(entry))})
+    for part, tiles in judged.items():
+        same = _same_tile(extra, [entry for entry, _ in tiles])
+        if same is not None:
+            raise InputError(
+                f"The tile {same.key} of data.extra is in the {part} part of data.tiles too, expected other tiles to "
+                "learn from; leave such tiles out of data.extra, or name its split by --data.extra_split."
+            )
+        names = {(one.kind, one.name) for _, one in tiles if one}
+        common += [("extra", part, one) for one in owners if (one.kind, one.name) in names]
+    if common and not allowed:
+        _, part, owner = common[0]
+        whose = count_owners(one for _, _, one in common)
+        raise InputError(
+            f"{whose} of data.extra are in the parts that choose the network or are scored, first {owner.name} in "
+            f"{part}; leave them out of data.extra, or give --data.common_patients true, which every result will then "
+            "say."
+        )
+    return common
+
+
+def _same_tile(extra: TileSet, others: Sequence[TileEntry]) -> TileEntry | None:
+    """The first of further tiles that is one of the others: the same file, or one of the same key and content."""
+    files = {os.path.abspath(entry.path) for entry in others}
+    of_key: dict[str, list[TileEntry]] = {}
+    for entry in others:
+        of_key.setdefault(entry.key, []).append(entry)
+    for entry in extra.entries:
+        if os.path.abspath(entry.path) in files:
+            return entry
+        alike = of_key.get(entry.key, ())
+        if alike and any(entry.image_file() == other.image_file() for other in alike):
+            return entry
+    return None
