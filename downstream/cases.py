@@ -38,18 +38,41 @@ def extremes(values: Mapping[str, float], count: int) -> list[tuple[str, str]]:
     return [*(("worst", key) for key in worst), *(("best", key) for key in best)]
 
 
+class Showcase:
+    """Pictures of the worst and best tiles, drawn while what was predicted of them is at hand.
+
+    Attributes:
+        pictures: uint8 [H, W, 3] each, by key, of the tiles that `takes` has wanted and no later one has displaced.
+    """
+
+    def __init__(self) -> None:
+        self.pictures: dict[str, NDArray[np.uint8]] = {}
+        self._ranked: list[tuple[float, str]] = []
+
+    def takes(self, key: str, value: float) -> bool:
+        """Whether a tile is among the worst or the best of those seen so far, and its picture is wanted."""
+        self._ranked = sorted([*self._ranked, (value, key)])
+        if len(self._ranked) > 2 * SHOWN:
+            del self._ranked[SHOWN:-SHOWN]
+        keys = {kept for _, kept in self._ranked}
+        self.pictures = {kept: picture for kept, picture in self.pictures.items() if kept in keys}
+        return key in keys
+
+
 def save_pictures(
     folder: Path,
     tiles: TileSet,
     cases: Mapping[str, Mapping[str, float]],
     chosen: str,
     draw: Callable[[Tile], NDArray[np.uint8]],
+    drawn: Mapping[str, NDArray[np.uint8]],
 ) -> list[dict[str, Any]]:
-    """Draw the worst and the best tiles into folder/cases; returns kind, key, score, its name, and file of each.
+    """Write the worst and the best tiles into folder/cases; returns kind, key, score, its name, and file of each.
 
     Args:
         cases: the scores of every tile, by source/key.
         chosen: the task's score; of classes, the probability of the true one goes before.
+        draw: makes the picture of a tile; drawn: those that there are already.
 
     Raises:
         InputError: a tile that cannot be read, or a folder that cannot be written.
@@ -62,7 +85,7 @@ def save_pictures(
     for number, (kind, key) in enumerate(extremes(values, SHOWN)):
         file = Path("cases", f"{number:02d}-{kind}.png")
         data = io.BytesIO()
-        Image.fromarray(draw(tiles[place[key]])).save(data, "PNG")
+        Image.fromarray(drawn[key] if key in drawn else draw(tiles[place[key]])).save(data, "PNG")
         with writing(folder / file):
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             with written_whole(folder / file) as opened:

@@ -80,7 +80,7 @@ def probe(recipe: Recipe, run: RunFolder, labelled: Labelled, seed: int, fold: i
         truth, found = said[tile.source, tile.key]
         return class_picture(as_square(tile, recipe.crop.size), truth, classes_of, found)
 
-    pictures = save_pictures(run.path, tiles, scored.cases, "accuracy", draw)
+    pictures = save_pictures(run.path, tiles, scored.cases, "accuracy", draw, {})
     result = Result.of(recipe, labelled, seen, scored, seed, fold, file, start, pictures, warnings)
     write_result(run.path, result)
     return result

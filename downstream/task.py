@@ -26,12 +26,14 @@ class Evaluation:
         scores: by name; higher is better for the one that the task chooses by.
         cases: the scores of every tile alone, by its key, in the order of the tiles.
         classes, confusion: names, and how many tiles or pixels of each true class (row) were given each one (column).
+        pictures: as `Task.draw` makes them, of the worst and best tiles, where predicting a tile takes long.
     """
 
     scores: dict[str, float]
     cases: dict[str, dict[str, float]] = field(default_factory=dict)
     classes: list[str] = field(default_factory=list)
     confusion: list[list[int]] = field(default_factory=list)
+    pictures: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
 
 
 class Task(Protocol):

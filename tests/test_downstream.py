@@ -5,7 +5,7 @@ import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -18,11 +18,12 @@ from downstream.recipe import CropSettings, EncoderSettings, Recipe
 from downstream.start import open_start
 from downstream.stream import LabelledCrops
 from downstream.task import Task
+from downstream.tasks import instances
 from downstream.tasks.segment import Segment, SegmentSettings
 from downstream.train import main
 from histo import encoders, instance_networks
 from histo.errors import InputError
-from histo.instance_networks import Flipped, InstanceNetwork, InstanceSettings
+from histo.instance_networks import Flipped, InstanceNetwork, InstanceSettings, find_nuclei
 from histo.metrics.regions import IGNORED
 from histo.phantom import PhantomTissue
 from histo.running import checkpoints
@@ -83,6 +84,23 @@ def test_the_run_folder_holds_what_users_load(finished: Path) -> None:
     assert (card["tile_size"], card["mpp"], card["images_seen"]) == (64, 0.5, 160)
     found = segment(network, PhantomTissue(9, size=100)[0].image, card["tile_size"])
     assert found.shape == (100, 100)
+
+
+def test_no_tile_is_predicted_for_its_picture(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The eight that are scored are predicted once each, and all of them are shown."""
+    calls = []
+
+    def counted(*args: Any, **more: Any) -> Any:
+        calls.append(args)
+        return find_nuclei(*args, **more)
+
+    monkeypatch.setattr(instances, "find_nuclei", counted)
+    run = tmp_path / "run"
+    main([*arguments, "--data.workers", "0", "--train.images", "8", "--run.dir", str(run)])
+    assert len(calls) == 8
+    assert len(list((run / "seed0" / "cases").iterdir())) == 8
 
 
 @pytest.mark.slow

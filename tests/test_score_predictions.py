@@ -10,7 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from downstream.cases import extremes
+from downstream.cases import SHOWN, Showcase, extremes
 from downstream.score import main
 from downstream.scoring import score_nuclei
 from downstream.tasks.classify import class_scores
@@ -22,6 +22,7 @@ from histo.instance_networks import InstanceNetwork
 from histo.masks import write_instances
 from histo.metrics import EMPTY_TILES, aji_plus, compare, overlap
 from histo.phantom import PhantomTissue
+from histo.randomness import draws
 from histo.tiles import open_tiles
 from histo.tiles.tables import write_folder
 
@@ -287,3 +288,15 @@ def test_the_worst_and_the_best_are_no_tile_twice() -> None:
     values = {"a": 0.5, "b": 0.1, "c": 0.9}
     assert extremes(values, 4) == [("worst", "b"), ("worst", "a"), ("best", "c")]
     assert extremes(values, 1) == [("worst", "b"), ("best", "c")]
+
+
+@pytest.mark.parametrize("count", [1, 5, 8, 9, 60])
+def test_pictures_drawn_on_the_way_are_those_of_the_worst_and_the_best(count: int) -> None:
+    """In any order and with ties, what is shown at the end was wanted, and no more than that is kept."""
+    values = {f"t{k}": float(value) for k, value in enumerate(draws(3, "showcase", count).integers(0, 6, count))}
+    showcase = Showcase()
+    for key, value in values.items():
+        if showcase.takes(key, value):
+            showcase.pictures[key] = np.zeros((1, 1, 3), np.uint8)
+    assert {key for _, key in extremes(values, SHOWN)} <= showcase.pictures.keys()
+    assert len(showcase.pictures) <= 2 * SHOWN

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from downstream.cases import nuclei_picture
+from downstream.cases import Showcase, nuclei_picture
 from downstream.labelled import Labelled
 from downstream.losses import type_loss
 from downstream.task import Evaluation, Tensors
@@ -132,19 +132,22 @@ class Instances:
 
     def evaluate(self, network: nn.Module, tiles: TileSet) -> Evaluation:
         assert isinstance(network, InstanceNetwork)
-        found, typed = [], TypedScores(self.settings.types)
-        for tile in tiles:
+        found, typed, showcase = {}, TypedScores(self.settings.types), Showcase()
+        for entry, tile in zip(tiles.entries, tiles, strict=True):
             assert tile.instances is not None
             instances, types = self.find(network, tile)
             table = overlap(tile.instances, instances)
-            found.append(scores_of(table))
+            key = f"{entry.source}/{entry.key}"
+            found[key] = scores_of(table)
+            if showcase.takes(key, getattr(found[key], self.CHOSEN)):
+                showcase.pictures[key] = nuclei_picture(tile.image, tile.instances, instances)
             if types is not None:
                 typed.add(tile, table, self._types(tile), instances, types)
         cases = {
-            f"{entry.source}/{entry.key}": {name: getattr(one, name) for name in ("aji", "pq", "dq", "sq", "dice")}
-            for entry, one in zip(tiles.entries, found, strict=True)
+            key: {name: getattr(one, name) for name in ("aji", "pq", "dq", "sq", "dice")} for key, one in found.items()
         }
-        return Evaluation({**mean_scores(found), **typed.scores()}, cases)
+        scores = {**mean_scores(list(found.values())), **typed.scores()}
+        return Evaluation(scores, cases, pictures=showcase.pictures)
 
     def draw(self, network: nn.Module, tile: Tile) -> NDArray[np.uint8]:
         assert isinstance(network, InstanceNetwork)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from downstream.cases import regions_picture
+from downstream.cases import Showcase, regions_picture
 from downstream.labelled import Labelled
 from downstream.task import Evaluation, Tensors
 from histo.dense import PIXELS, SHARED, Decoder, DenseNetwork
@@ -126,13 +126,16 @@ class Segment:
 
     def evaluate(self, network: nn.Module, tiles: TileSet) -> Evaluation:
         total = np.zeros((len(self.settings.classes),) * 2, np.int64)
-        cases = {}
+        cases, showcase = {}, Showcase()
         for entry, tile in zip(tiles.entries, tiles, strict=True):
             assert tile.instances is not None
             truth, guess = self.numbers(tile.instances), self.find(network, tile).argmax(0)
             table = pixel_table(truth, guess, len(total))
             total += table
-            cases[f"{entry.source}/{entry.key}"] = {"dice": float(dice_of(table)[1:].mean())}
+            key, dice = f"{entry.source}/{entry.key}", float(dice_of(table)[1:].mean())
+            cases[key] = {"dice": dice}
+            if showcase.takes(key, dice):
+                showcase.pictures[key] = regions_picture(tile.image, truth, guess)
         scores = {
             f"dice_{name}": float(value) for name, value in zip(self.settings.classes, dice_of(total), strict=True)
         }
@@ -146,6 +149,7 @@ class Segment:
             cases,
             self.settings.classes,
             total.tolist(),
+            showcase.pictures,
         )
 
     def draw(self, network: nn.Module, tile: Tile) -> NDArray[np.uint8]:
