@@ -2,6 +2,7 @@
 
 import csv
 import json
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +35,7 @@ from histo.segmenters import Reading
 from histo.slides.tables import SlideRow
 from histo.tiles import open_tiles
 from histo.tiles.tables import write_folder
+from tests.launching import ALONE, ENVIRONMENT, PAIR, ROOT
 
 
 @pytest.fixture(scope="module")
@@ -275,6 +277,27 @@ def test_regions_of_a_slide_and_a_call_that_goes_on(divider: Path, tmp_path: Pat
     main([str(divider), "--slide", str(tmp_path / "slide.tif"), "--out", str(out)])
     assert (out / "overviews" / "slide.jpg").is_file()
     assert not (out / "pieces").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_predict_what_one_does(divider: Path, classifier: Path, tissue: Path, tmp_path: Path) -> None:
+    """With random weights: what matters is that the shares of tiles and of slides make the same whole."""
+    slides = tmp_path / "slides"
+    slides.mkdir()
+    for number in (1, 2):
+        write_slide(slides / f"{number}.tif", tissue_on_glass(number, 1, side=320))
+    tiles = ["--data.tiles", str(tissue)]
+    for run, named in ((divider, tiles), (classifier, tiles), (divider, ["--slide", str(slides)])):
+        written = []
+        for launcher in (ALONE, PAIR):
+            out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
+            command = [*launcher, str(ROOT / "downstream" / "predict.py"), str(run), *named, "--out", str(out)]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=ENVIRONMENT)
+            assert done.returncode == 0, done.stderr
+            files = (file for file in out.rglob("*") if file.is_file() and file.name != "predict.json")
+            written.append({file.relative_to(out): file.read_bytes() for file in files})
+        assert written[0] == written[1]
+        assert len(written[0]) >= 2
 
 
 def test_a_nucleus_is_the_core_s_that_holds_its_first_pixel() -> None:
