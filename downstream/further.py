@@ -1,9 +1,10 @@
 """Further tiles to learn from, such as drawn ones: none of them may be scored, nor be of a patient who is."""
 
-import os
+import hashlib
 from collections.abc import Sequence
 
 from histo.errors import InputError
+from histo.slides.streaming import SlideEntry
 from histo.tiles import TileEntry, TileSet
 from histo.tiles.owners import Owner, count_owners, owner_of
 
@@ -20,7 +21,7 @@ def owners_of_both(
         extra: the further tiles.
         number_of: the class of each label of the labelled tiles; empty where these have masks.
         judged: tiles of the parts that choose the network or are scored, and whose they are; a patient is found again
-            by name, whatever the source.
+            by name, whatever the source, also as SOURCE/NAME, which sets made of several sets say.
         allowed: whether there may be some.
 
     Raises:
@@ -42,8 +43,8 @@ def owners_of_both(
                 f"The tile {same.key} of data.extra is in the {part} part of data.tiles too, expected other tiles to "
                 "learn from; leave such tiles out of data.extra, or name its split by --data.extra_split."
             )
-        names = {(one.kind, one.name) for _, one in tiles if one}
-        common += [("extra", part, one) for one in owners if (one.kind, one.name) in names]
+        names = set().union(*(_names(one) for _, one in tiles if one))
+        common += [("extra", part, one) for one in owners if _names(one) & names]
     if common and not allowed:
         _, part, owner = common[0]
         whose = count_owners(one for _, _, one in common)
@@ -55,16 +56,20 @@ def owners_of_both(
     return common
 
 
+def _names(owner: Owner) -> set[tuple[str, str]]:
+    """What an owner may be called in another set: kind and name."""
+    return {(owner.kind, owner.name), (owner.kind, owner.name.partition("/")[2] or owner.name)}
+
+
 def _same_tile(extra: TileSet, others: Sequence[TileEntry]) -> TileEntry | None:
-    """The first of further tiles that is one of the others: the same file, or one of the same key and content."""
-    files = {os.path.abspath(entry.path) for entry in others}
-    of_key: dict[str, list[TileEntry]] = {}
-    for entry in others:
-        of_key.setdefault(entry.key, []).append(entry)
-    for entry in extra.entries:
-        if os.path.abspath(entry.path) in files:
-            return entry
-        alike = of_key.get(entry.key, ())
-        if alike and any(entry.image_file() == other.image_file() for other in alike):
-            return entry
-    return None
+    """The first of further tiles whose image file is that of one of the others, whatever it is called."""
+    known = {_content(entry) for entry in others}
+    return next((entry for entry in extra.entries if _content(entry) in known), None)
+
+
+def _content(entry: TileEntry) -> bytes | str:
+    """What two entries of one tile have in common: the image's file, and of a slide, which is read where it is cut, its
+    place."""
+    if isinstance(entry, SlideEntry):
+        return f"{entry.row.path.resolve()} {entry.sampling} {entry.box}"
+    return hashlib.sha256(entry.image_file()).digest()

@@ -94,7 +94,7 @@ class Labelled:
         tiles: all of them; parts: positions of those learned from, validated and scored on, int64 each.
         classes: names, in order; numbers: int64 [N], the class of each tile; empty where the task needs masks.
         number_of: the class of each label of tiles.
-        extra: further tiles to learn from; None without any.
+        extra: further tiles to learn from; None without any; extra_share: the share of crops that is cut from them.
         patients: of each tile, or the slide that it was cut from; None where both are unknown.
         used: number of training tiles whose labels are used, to learn from or to say which network counts.
         facts: what they are, by name, for people and results.
@@ -109,10 +109,16 @@ class Labelled:
     patients: list[Owner | None]
     used: int
     facts: dict[str, Any]
+    extra_share: float = 0.0
 
     def part(self, name: str) -> TileSet:
         """The tiles of one part."""
         return self.tiles.subset(self.parts[name])
+
+    def learned(self) -> list[tuple[TileSet, float]]:
+        """What is learned from, and its share of the crops."""
+        both = [(self.part(TRAIN), 1 - self.extra_share), (self.extra, self.extra_share)]
+        return [(tiles, share) for tiles, share in both if tiles is not None and share > 0]
 
 
 def open_labelled(settings: DataSettings, needs: Needs, seed: int, fold: int = 0) -> Labelled:
@@ -202,15 +208,19 @@ def divided(
                     f"The class {label} has no {noun} in the {name} part, expected some of each class; correct the "
                     f"splits, join classes (--data.group), or use more labels{share if name == VALIDATION else ''}."
                 )
+    if len(classes) == 1:
+        raise InputError(f"The tiles have the class {classes[0]} alone, expected two or more; add tiles of others.")
     number_of = {str(entry.label): int(number) for entry, number in zip(entries, numbers, strict=False)}
-    learned = 0 if extra is not None and settings.extra_share == 1 else len(parts[TRAIN])
-    counted = learned + (len(parts[VALIDATION]) if settings.validation_share else 0)
+    alone = extra is not None and settings.extra_share == 1
+    aside = len(parts[VALIDATION]) if settings.validation_share else 0
+    learned = (0 if alone else len(parts[TRAIN])) + aside
+    chosen_by = f" and {len(parts[VALIDATION])} of the validation part" if settings.validation else ""
     facts = {
         "tiles": tiles.describe(),
         "divided": f"fold {fold + 1} of {settings.folds} is scored, patients dealt by seed {seed}"
         if settings.folds
         else f"splits of the tiles: {settings.split} learned from, {settings.holdout} scored",
-        "labels used": f"{counted} of {len(allowed)} training {noun}s",
+        "labels used": f"{learned} of {len(allowed)} training {noun}s{chosen_by}",
         **{name: f"{len(parts[name])} {noun}s · {count_owners(patients[k] for k in parts[name])}" for name in PARTS},
         "patients": _known(patients, noun),
     }
@@ -219,11 +229,32 @@ def divided(
         shared = owners_of_both(extra, number_of, judged, settings.common_patients)
         facts["extra"] = f"{extra.describe()}, {settings.extra_share:.0%} of the crops"
         common = common or shared
+        present = {number_of.get(str(entry.label)) for entry in extra.entries}
+        lacking = [name for number, name in enumerate(classes) if alone and number not in present]
+        if lacking:
+            raise InputError(
+                f"data.extra has no tile of the class {lacking[0]}, expected some of each as data.extra_share is 1; "
+                "add such tiles, or lower the share."
+            )
+    warnings = _alike(parts, patients)
     if common:
-        facts["warning"] = (
-            f"{count_owners(owner for _, _, owner in common)} are in two parts, so that scores are too high"
-        )
-    return Labelled(tiles, parts, classes, numbers, number_of, extra, patients, counted, facts)
+        whose = count_owners(owner for _, _, owner in common)
+        warnings = [f"{whose} are in two parts, so that scores are too high", *warnings]
+    if warnings:
+        facts["warning"] = "; ".join(warnings)
+    share = 0.0 if extra is None else settings.extra_share
+    return Labelled(
+        tiles,
+        parts,
+        classes,
+        numbers,
+        number_of,
+        extra,
+        patients,
+        learned + len(parts[VALIDATION]) - aside,
+        facts,
+        share,
+    )
 
 
 def _refuse_bare(entries: Sequence[TileEntry], needs: Needs) -> None:
@@ -295,6 +326,27 @@ def _common_patients(
         for place, one in enumerate(PARTS)
         for other in PARTS[place + 1 :]
         for patient in sorted(of_part[one] & of_part[other], key=str)
+    ]
+
+
+def _alike(parts: dict[str, NDArray[np.int64]], patients: Sequence[Owner | None]) -> list[str]:
+    """A sentence on patients of one name in two parts and of two sources, who may be one person or not."""
+    of_part = {
+        name: {one.name: one for k in places if (one := patients[k]) and one.kind == "patient"}
+        for name, places in parts.items()
+    }
+    twice = sorted(
+        (name, of_part[one][name].source, one, of_part[other][name].source, other)
+        for one, other in combinations(PARTS, 2)
+        for name in of_part[one].keys() & of_part[other].keys()
+        if of_part[one][name] != of_part[other][name]
+    )
+    if not twice:
+        return []
+    name, source, one, other_source, other = twice[0]
+    return [
+        f"{len({first for first, *_ in twice})} names of patients stand in two parts from different sources, first "
+        f"{name} in {one} of {source} and {other} of {other_source}: if they are the same people, scores are too high"
     ]
 
 

@@ -2,7 +2,6 @@
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -31,15 +30,13 @@ def class_loss(logits: Tensor, numbers: Tensor, kind: Loss, weights: Tensor | No
     return (own * each).sum() / own.sum()
 
 
-def class_weights(numbers: Tensor, classes: int, kind: Weights) -> Tensor | None:
+def class_weights(shares: Tensor, kind: Weights) -> Tensor | None:
     """Weights of classes; inverse: those with which every class counts alike, of mean 1 over images.
 
     Args:
-        numbers: int64 [N], the class of each training image; every class occurs.
+        shares: float [classes], above 0, of each class in the images that are learned from.
     """
-    if kind == "none":
-        return None
-    return len(numbers) / (classes * torch.bincount(numbers, minlength=classes).float())
+    return None if kind == "none" else 1 / (len(shares) * shares)
 
 
 def type_loss(logits: Tensor, types: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ def probe(recipe: Recipe, run: RunFolder, labelled: Labelled, seed: int, fold: i
     else:
         kept = (found[parts[VALIDATION]], numbers[parts[VALIDATION]]) if len(parts[VALIDATION]) else None
         wanted, own = recipe.classify, numbers[parts[TRAIN]]
-        weights = class_weights(own, classes, wanted.weights)
+        weights = class_weights(own.bincount(minlength=classes) / len(own), wanted.weights)
         fitted = fit(train, own, classes, recipe.linear, seed, kept, wanted.loss, weights, wanted.gamma)
         probabilities = fitted.layer(test).softmax(1)
         seen = fitted.steps * min(recipe.linear.batch_size, len(train))
@@ -67,6 +67,7 @@ def probe(recipe: Recipe, run: RunFolder, labelled: Labelled, seed: int, fold: i
     if recipe.task == "knn":  # votes of one class are no probabilities
         for name in ("auroc", "ece"):
             scored.scores.pop(name, None)
+            scored.scores.pop(f"{name}_by_patient", None)
     warnings = disagreements(recipe, labelled, start)
     for sentence in warnings:
         print(f"warning: {sentence}", file=sys.stderr, flush=True)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from downstream.cases import NUCLEI_LEGEND, REGIONS_LEGEND, SHOWN, side_by_side
 from downstream.recipe import Recipe
-from downstream.results import Result
+from downstream.results import Result, joint_facts
 from histo.metrics import EMPTY_TILES
 from histo.running.report import Report
 from histo.running.runs import RunFolder
@@ -40,9 +40,12 @@ def write_report(recipe: Recipe, run: RunFolder, results: list[Result], rows: di
     )
     report.table(["score", "mean", "sd", "95 % interval"], table, caption)
     if len(results) > 1:
-        names = list(results[0].scores)
+        names = list(
+            dict.fromkeys(name for result in results for name in result.scores)
+        )  # a rare type may lack its own
         report.table(
-            ["seed", "fold", *names], [[r.seed, r.fold + 1, *(r.scores[name] for name in names)] for r in results]
+            ["seed", "fold", *names],
+            [[r.seed, r.fold + 1, *(r.scores.get(name, "–") for name in names)] for r in results],
         )
     report.text(*(f"Warning: {sentence}" for sentence in _warnings(results)))
     if recipe.task == "instances":
@@ -72,7 +75,7 @@ def write_report(recipe: Recipe, run: RunFolder, results: list[Result], rows: di
     for title, lines in charts.items():
         report.curves(title, lines, "crops seen")
     report.heading("Data and split")
-    report.facts(results[0].facts)
+    report.facts(joint_facts(results))
     _add_encoder(report, results[0].encoder)
     report.heading("How it was made")
     report.text(f"python downstream/train.py --config {run.config}", as_yaml(recipe))

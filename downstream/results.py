@@ -25,6 +25,7 @@ from histo.running.runs import RunFolder
 
 FORMAT = 1
 NAME = "metrics.json"
+ALIKE = 3  # of a fact in which trainings differ, so many are told
 
 
 @dataclass
@@ -157,7 +158,7 @@ def summarise(recipe: Recipe, run: RunFolder, results: list[Result]) -> str:
         "chosen": "balanced_accuracy" if recipe.task in ON_FEATURES else task_class(recipe.task).CHOSEN,
         "labels": results[0].labels,
         "encoder": results[0].encoder,
-        "facts": results[0].facts,
+        "facts": joint_facts(results),
         "images": results[0].images,
         "command": shlex.join(["python", "downstream/train.py", *sys.argv[1:]]),
         "revision": revision(),
@@ -171,7 +172,18 @@ def summarise(recipe: Recipe, run: RunFolder, results: list[Result]) -> str:
         f"{name} {row['mean']:.3f}" + (f" ± {row['sd']:.3f}" if row["sd"] is not None else "")
         for name, row in rows.items()
     )
-    return f"Done: {said} over {len(by_seed)} seed(s).   Report: {report}"
+    sentences = dict.fromkeys(f"Warning: {one.facts['warning']}.\n" for one in results if "warning" in one.facts)
+    return f"{''.join(sentences)}Done: {said} over {len(by_seed)} seed(s).   Report: {report}"
+
+
+def joint_facts(results: Sequence[Result]) -> dict[str, Any]:
+    """The facts of several trainings: those in which they differ say the first ones', and how many there are."""
+    joint = {}
+    for name, value in results[0].facts.items():
+        different = list(dict.fromkeys(str(one.facts[name]) for one in results if name in one.facts))
+        more = f" | … {len(different)} in all" if len(different) > ALIKE else ""
+        joint[name] = value if len(different) == 1 else " | ".join(different[:ALIKE]) + more
+    return joint
 
 
 def _interval(results: list[Result], name: str) -> list[float] | None:

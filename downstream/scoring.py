@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from downstream.cases import NUCLEI_LEGEND, REGIONS_LEGEND, class_picture, nuclei_picture, regions_picture
 from downstream.predictions import TYPES
+from downstream.tasks.classify import NAMED, patient_scores
 from downstream.truths import Truth, read_predictions, read_types, refuse_gaps
 from downstream.typed import TypedScores
 from histo.bootstrap import mean_interval
@@ -28,7 +29,7 @@ from histo.metrics import (
     panoptic_counts,
     scores_of,
 )
-from histo.metrics.classification import classification_scores, patient_means, recognition_rate
+from histo.metrics.classification import classification_scores, recognition_rate
 from histo.metrics.regions import class_numbers, dice_of, iou_of, pixel_table
 from histo.tiles import TileSet
 from histo.tiles.classes import grouped, read_groups, resolved
@@ -211,21 +212,16 @@ def score_classes(table: Path, tiles: TileSet, split: str | None, group: list[st
     owners = [entries[k].patient for k in chosen]
     patients = [f"tile {key}" if one is None else str(one) for key, one in zip(keys, owners, strict=True)]
     by_image = classification_scores(probabilities, numbers, classes)
-    named = ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "ece")
-    scores: dict[str, float | None] = {name: getattr(by_image, name) for name in named}
+    scores: dict[str, float | None] = {name: getattr(by_image, name) for name in NAMED}
     scores["patient_rate"] = recognition_rate(probabilities.argmax(1), numbers, patients)
     notes = [f"No tile is of the classes {', '.join(by_image.absent)}."] if by_image.absent else []
     known = len(owners) - owners.count(None)
     if not known:
         notes.append("No patient is known, so that scores by patient are those by image.")
     try:
-        means, own, members = patient_means(probabilities, numbers, patients)
-        of_patients = classification_scores(means / means.sum(1, keepdim=True), own, classes)
-        scores |= {f"{name}_by_patient": getattr(of_patients, name) for name in named}
-        number = len(members)
+        scores |= patient_scores(probabilities, numbers, classes, patients)
     except InputError as error:
         notes.append(f"Scores by patient are left out: {error}")
-        number = len(set(patients))
     cases = {
         key: {"accuracy": float(one.argmax() == number), "p_true": float(one[number])}
         for key, one, number in zip(keys, probabilities, numbers.tolist(), strict=True)
@@ -238,7 +234,7 @@ def score_classes(table: Path, tiles: TileSet, split: str | None, group: list[st
 
     facts = {
         "classes": ", ".join(classes),
-        "patients": f"{number}, of {len(chosen) - known} tiles unknown and each counted as one of its own",
+        "patients": f"{len(set(patients))}, of {len(chosen) - known} tiles unknown and each counted as one of its own",
         "auroc": f"of {classes[1]}" if len(classes) == 2 else "mean over classes of each against the rest",
         "ece": "of the most probable class in 15 bins",
         "patient_rate": "recognition rate, the mean over patients of the share of their images that are right",

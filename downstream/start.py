@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from downstream.labelled import TRAIN, Labelled
+from downstream.labelled import Labelled
 from downstream.recipe import Recipe
 from downstream.tasks import ON_FEATURES
 from histo import encoders
@@ -39,8 +39,11 @@ def disagreements(recipe: Recipe, labelled: Labelled, start: encoders.Start) -> 
     """
     if start.facts["mean"] is None and start.facts["std"] is None and recipe.encoder.source == "none":
         return []  # random weights know no range and no scale
-    places = labelled.parts[TRAIN]
-    some = [labelled.tiles.image(int(k)) for k in places[np.linspace(0, len(places) - 1, MEASURED).astype(int)]]
+    some = [
+        tiles.image(int(k))
+        for tiles, _ in labelled.learned()
+        for k in np.linspace(0, len(tiles) - 1, MEASURED).astype(int)
+    ]
     return _scaling(recipe, start, some) + _magnification(recipe, labelled, start, some[0].shape[1])
 
 
@@ -66,14 +69,14 @@ def _scaling(recipe: Recipe, start: encoders.Start, images: list[NDArray[np.uint
 
 def _magnification(recipe: Recipe, labelled: Labelled, start: encoders.Start, height: int) -> list[str]:
     learned = start.facts["mpp"]
-    known = [mpp for mpp in labelled.tiles.entries.facts("mpp").counts() if mpp is not None]
+    known = [mpp for mpp in _scales(labelled) if mpp is not None]
     if recipe.crop.mpp is not None:
         known = [recipe.crop.mpp]
     elif recipe.task == "smse" and recipe.smse.mpp:
         known = recipe.smse.mpp
     if learned is None or not known:
         return []
-    whole = recipe.task in ("linear", "knn") or (recipe.task == "classify" and recipe.classify.whole)
+    whole = recipe.task in ON_FEATURES or (recipe.task == "classify" and recipe.classify.whole)
     factor = height / recipe.crop.size if whole else 1.0
     low, high = min(known) * factor, max(known) * factor
     if learned * (1 - MPP_TOLERANCE) <= low and high <= learned * (1 + MPP_TOLERANCE):
@@ -86,25 +89,34 @@ def _magnification(recipe: Recipe, labelled: Labelled, start: encoders.Start, he
     ]
 
 
+def _scales(labelled: Labelled) -> set[float | None]:
+    """µm/px of the tiles that are learned from, None where unknown."""
+    return {mpp for tiles, _ in labelled.learned() for mpp in tiles.entries.facts("mpp").counts()}
+
+
 def _three(values: NDArray[np.floating]) -> str:
     return ", ".join(f"{value:.3g}" for value in values)
 
 
 def card_of(recipe: Recipe, labelled: Labelled, start: encoders.Start) -> dict[str, Any]:
     """What the card of an export says beyond the network: data, labels, and what it began from."""
-    named = recipe.data.tiles
-    data = encoders.data_sources([named] if isinstance(named, str) else named or [])
-    scales = labelled.tiles.entries.facts("mpp").counts()
+    data = [
+        source
+        for named in (recipe.data.tiles, recipe.data.extra)
+        for source in encoders.data_sources([named] if isinstance(named, str) else named or [])
+    ]
+    scales = _scales(labelled)
     return {
         "trained_by": "nucleate downstream/train.py",
         "task": recipe.task,
-        "mpp": recipe.crop.mpp or (next(iter(scales)) if len(scales) == 1 else None),
-        "tile_pixels": list(labelled.part(TRAIN)[0].image.shape[1:]),
+        "mpp": recipe.crop.mpp or (scales.pop() if len(scales) == 1 else None),
+        "tile_pixels": list(labelled.learned()[0][0][0].image.shape[1:]),
         "in_channels": 3,
         "precision": recipe.train.precision,
         "parent": start.facts["parent"],
         "data": [*start.facts["data"], *data],
         "labels": labelled.facts["labels used"],
         "split": labelled.facts["divided"],
+        **({"warning": labelled.facts["warning"]} if "warning" in labelled.facts else {}),
         "revision": revision(),
     }

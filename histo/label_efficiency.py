@@ -40,6 +40,7 @@ class Run:
         cases: of each seed the scores of every test tile.
         patients: of each test tile; its key where unknown.
         truths: its true class; empty where the task has none, and in results of old.
+        warning: what is known against its scores, such as patients in two parts; empty where nothing is.
         settings: flat names with values, without those that may differ between runs that are compared.
     """
 
@@ -52,6 +53,7 @@ class Run:
     cases: dict[int, dict[str, dict[str, float]]]
     patients: dict[str, Hashable]
     truths: dict[str, str]
+    warning: str
     settings: dict[str, Any]
 
 
@@ -147,6 +149,7 @@ def read_run(path: Path) -> Run:
             cases,
             patients,
             truths,
+            str(facts.get("warning", "")),
             _settings(path / "config.yaml", task),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -239,7 +242,7 @@ def _tests(points: dict[str, dict[int, Point]], patients: list[Hashable]) -> lis
 
 
 def _notes(runs: list[Run], points: dict[str, dict[int, Point]], metric: str) -> list[str]:
-    notes = []
+    notes = [f"Of {run.path}: {run.warning}." for run in runs if run.warning]
     names = {name for run in runs for name in run.settings}
     for name in sorted(names):
         values = list(dict.fromkeys(str(run.settings.get(name)) for run in runs))

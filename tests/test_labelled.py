@@ -13,10 +13,12 @@ from PIL import Image
 from downstream.labelled import DataSettings, Labelled, divided, open_labelled
 from downstream.predict import PredictData
 from downstream.score import ScoreSettings
+from downstream.tasks.classify import class_shares
 from histo.errors import InputError
 from histo.running.settings import read_settings
-from histo.tiles import TileSet
+from histo.tiles import TileSet, open_tiles
 from histo.tiles.entries import TileEntry
+from histo.tiles.tables import write_table
 
 
 def write(folder: Path, rows: list[dict[str, str]]) -> Path:
@@ -117,8 +119,9 @@ def test_refusals(folder: Path, change: dict[str, object], words: str) -> None:
 def test_labels_that_choose_the_network_are_used_though_none_is_learned_from(
     folder: Path, tmp_path: Path, change: dict[str, float], learned: int, used: int
 ) -> None:
-    extra = write(tmp_path / "extra", [{"label": "a", "patient": "other"}])
-    Image.new("RGB", (32, 32), "white").save(extra / "000.png")  # no tile of the others
+    extra = write(tmp_path / "extra", [{"label": label, "patient": "other"} for label in "ab"])
+    for number in (0, 1):
+        Image.new("RGB", (32, 32), ("white", "black")[number]).save(extra / f"00{number}.png")  # no tile of the others
     found = open_labelled(DataSettings(str(folder), extra=str(extra), **change), "label", 0)  # type: ignore[arg-type]
     assert len(found.parts["train"]) == learned
     assert found.used == used
@@ -225,7 +228,7 @@ def test_tiles_of_a_slide_stay_together_where_patients_are_unknown(tmp_path: Pat
 
 
 def test_a_known_patient_goes_before_the_slide(tmp_path: Path) -> None:
-    folder = write(tmp_path / "tiles", [cut(k, k // 3, patient=f"p{k // 6}", label="a") for k in range(12)])
+    folder = write(tmp_path / "tiles", [cut(k, k // 3, patient=f"p{k // 6}", label="ab"[k % 2]) for k in range(12)])
     found = open_labelled(DataSettings(str(folder), folds=2), "label", 0)
     assert [str(one) for one in found.patients[::6]] == ["tiles/p0", "tiles/p1"]
     assert len(patients(found, "test")) == 1
@@ -276,12 +279,60 @@ def test_the_scale_that_is_given_goes_before_that_of_the_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """And --help says so."""
-    rows = [{"label": "a", "patient": split, "split": split, "mpp": "0.5"} for split in ("train", "test")]
+    rows = [{"label": k, "patient": split, "split": split, "mpp": "0.5"} for split in ("train", "test") for k in "ab"]
     folder = write(tmp_path / "tiles", rows)
     for given, mpp in ((None, 0.5), (0.25, 0.25)):
         tiles = open_labelled(DataSettings(str(folder), mpp=given), "label", 0).tiles
-        assert [entry.mpp for entry in tiles.entries] == [mpp, mpp]
+        assert [entry.mpp for entry in tiles.entries] == [mpp] * 4
     for kind in (DataSettings, PredictData, ScoreSettings):
         with pytest.raises(SystemExit):
             read_settings(kind, "x", "x", ["--help"])
         assert "before what tiles.csv, shards or image files say" in " ".join(capsys.readouterr().out.split())
+
+
+def test_further_tiles_are_known_again_under_other_names(tmp_path: Path) -> None:
+    """As translate/pseudomask.py names them: images/ before the path, or SOURCE/PATIENT for several sets."""
+    splits = ("train", "test")
+    folder = write(tmp_path / "tiles", [{"label": "ab"[k % 2], "split": splits[k // 2 % 2]} for k in range(8)])
+    renamed = tmp_path / "renamed"
+    renamed.mkdir()
+    entries = open_tiles(str(folder)).entries
+    (renamed / "a.png").write_bytes(next(e for e in entries if e.split == "test").image_file())
+    write_table(renamed, [["a.png", "a", None, None, None, None]])
+    with pytest.raises(InputError, match=r"The tile a.png of data.extra is in the test part"):
+        open_labelled(DataSettings(str(folder), extra=str(renamed)), "label", 0)
+    rows = [{"label": "ab"[k % 2], "patient": f"p{k}", "split": splits[k // 2]} for k in range(4)]
+    whose = write(tmp_path / "whose", rows)
+    several = write(tmp_path / "several", [{"label": "a", "patient": "whose/p3"}])
+    with pytest.raises(InputError, match=r"1 patients of data.extra .* first whose/p3 in test"):
+        open_labelled(DataSettings(str(whose), extra=str(several)), "label", 0)
+
+
+def test_one_name_in_two_parts_of_two_sources_is_told(tmp_path: Path) -> None:
+    """It may be one patient or two; nobody is refused, and every result says so."""
+    for part in ("train", "test"):
+        names = ("p0", f"only in {part}")
+        write(tmp_path / part, [{"label": "ab"[k], "patient": names[k], "split": part} for k in range(2)])
+    found = open_labelled(DataSettings([str(tmp_path / "train"), str(tmp_path / "test")]), "label", 0)
+    assert found.facts["warning"] == (
+        "1 names of patients stand in two parts from different sources, first p0 in train of train and test of test: "
+        "if they are the same people, scores are too high"
+    )
+
+
+def test_what_is_learned_from_counts(tmp_path: Path) -> None:
+    """With the labels that choose the network, and with the classes of further tiles in their share."""
+    rows = [{"label": "ab"[k % 2], "patient": f"p{k}", "split": ("train", "val", "test")[k // 4]} for k in range(12)]
+    folder = write(tmp_path / "tiles", rows)
+    extra = write(tmp_path / "extra", [{"label": "a", "patient": f"q{k}"} for k in range(3)])
+    named = open_labelled(DataSettings(str(folder), validation="val", label_images=2), "label", 0)
+    assert named.used == 6
+    assert named.facts["labels used"] == "2 of 4 training tiles and 4 of the validation part"
+    both = open_labelled(DataSettings(str(folder), extra=str(extra), extra_share=0.25), "label", 0)
+    assert [(len(tiles), share) for tiles, share in both.learned()] == [(4, 0.75), (3, 0.25)]
+    assert class_shares(both).tolist() == [0.75 * 0.5 + 0.25, 0.75 * 0.5]
+    with pytest.raises(InputError, match=r"data.extra has no tile of the class b, expected some of each"):
+        open_labelled(DataSettings(str(folder), extra=str(extra), extra_share=1.0), "label", 0)
+    one = write(tmp_path / "one", [{"label": "a", "split": split} for split in ("train", "test")])
+    with pytest.raises(InputError, match="the class a alone, expected two or more"):
+        open_labelled(DataSettings(str(one)), "label", 0)

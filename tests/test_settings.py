@@ -45,6 +45,10 @@ class Scan:
     """of the slide"""
     seed: int = 0
     """seed"""
+    planes: list[int] = field(default_factory=lambda: [0])
+    """depths"""
+    scales: list[float] | None = None
+    """µm/px of further scans"""
 
     def __post_init__(self) -> None:
         if self.seed == 13 and self.optics.flat:
@@ -363,6 +367,18 @@ def test_a_switch_may_stand_alone(folder: Path) -> None:
     assert (settings.optics.flat, settings.seed) == (True, 4)
     assert not read(folder, "--optics.flat", "false").settings.optics.flat
     assert not read(folder, "--optics.flat=false").settings.optics.flat
+
+
+@pytest.mark.parametrize(
+    ("argv", "planes"), [(["0,1,2"], [0, 1, 2]), (["-1, 4"], [-1, 4]), (["3"], [3]), (["[5,6]"], [5, 6])]
+)
+def test_several_numbers_need_no_brackets(folder: Path, argv: list[str], planes: list[int]) -> None:
+    assert read(folder, "--planes", *argv).settings.planes == planes
+    assert read(folder, f"--planes={argv[0]}", "--scales", "0.25,1e0").settings.planes == planes
+    assert read(folder, "--scales", "0.25,1e0", "--planes", *argv).settings.scales == [0.25, 1.0]
+    assert read(folder, "--scales", "null").settings.scales is None
+    assert "planes" in refusal(folder, "--planes", "0,x")
+    assert "planes" in refusal(folder, "--planes", "0,1.5")
 
 
 def test_a_list_is_added_to(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """Classes of tiles by a whole encoder that is fine-tuned, with a linear layer on its pooled features."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,12 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from downstream.cases import class_picture
-from downstream.labelled import TRAIN, Labelled
+from downstream.labelled import Labelled
 from downstream.losses import Loss, Weights, class_loss, class_weights
 from downstream.task import Evaluation, Tensors
 from histo.encoders import Architecture, Start, pooled, write_card
 from histo.errors import InputError
-from histo.metrics.classification import classification_scores
+from histo.metrics.classification import classification_scores, patient_means, recognition_rate
 from histo.probes.embedding import feature_width, fitted, scaled
 from histo.tiles import Tile, TileEntry, TileSet
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from downstream.recipe import Recipe
 
 BATCH = 64
+NAMED = ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "ece")
 KIND = "classifier"
 
 
@@ -76,8 +78,7 @@ class Classify:
         width = feature_width(start.encoder, start.architecture, self.side, "crop.size")
         self.start = start
         self.network = Classifier(start.encoder, width, len(labelled.classes), mean, std)
-        numbers = torch.from_numpy(labelled.numbers[labelled.parts[TRAIN]])
-        self.weights = class_weights(numbers, len(labelled.classes), self.settings.weights)
+        self.weights = class_weights(class_shares(labelled), self.settings.weights)
 
     @property
     def encoder(self) -> nn.Module:
@@ -121,16 +122,43 @@ class Classify:
         return write_classifier(network, self.start.architecture, self.labelled.classes, self.side, card, folder)
 
 
+def patient_scores(
+    probabilities: Tensor, numbers: Tensor, classes: list[str], patients: Sequence[Hashable]
+) -> dict[str, float | None]:
+    """Scores of patients, each by the mean of its tiles' probabilities; as in `class_scores`, named NAME_by_patient.
+
+    Raises:
+        InputError: a patient of several classes.
+    """
+    means, own, _ = patient_means(probabilities, numbers, patients)
+    of_patients = classification_scores(means / means.sum(1, keepdim=True), own, classes)
+    return {f"{name}_by_patient": getattr(of_patients, name) for name in NAMED}
+
+
+def class_shares(labelled: Labelled) -> Tensor:
+    """The share of each class in the crops that are learned from, float [classes]."""
+    total = torch.zeros(len(labelled.classes))
+    for tiles, share in labelled.learned():
+        numbers = torch.tensor([labelled.number_of[str(entry.label)] for entry in tiles.entries])
+        total += share * numbers.bincount(minlength=len(total)) / len(numbers)
+    return total
+
+
 def class_scores(
     probabilities: Tensor, numbers: Tensor, classes: list[str], entries: Sequence[TileEntry]
 ) -> Evaluation:
-    """Scores of all tiles together, and of each one.
+    """Scores of all tiles together, of their patients where some are known, and of each tile.
 
     Args:
         probabilities: float [N, C]; numbers: int64 [N], true classes; entries: of the tiles.
     """
     scores = classification_scores(probabilities, numbers, classes)
-    named = {name: getattr(scores, name) for name in ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "ece")}
+    named = {name: getattr(scores, name) for name in NAMED}
+    if any(entry.patient is not None for entry in entries):
+        patients = [entry.patient or f"tile {entry.source}/{entry.key}" for entry in entries]
+        named["patient_rate"] = recognition_rate(probabilities.argmax(1), numbers, patients)
+        with suppress(InputError):  # patients of several classes have the rate alone
+            named |= patient_scores(probabilities, numbers, classes, patients)
     of_class = numbers.bincount(minlength=len(classes))
     present = int((of_class > 0).sum())
     cases = {}

@@ -318,12 +318,8 @@ def _refuse_empty(labelled: Labelled, known: Magnifications, allowed: NDArray[np
     """Every class must be shown somewhere: where it is learned from, and wherever it is scored.
 
     Raises:
-        InputError: fewer than two classes, or one without a tile at a magnification.
+        InputError: a class without a tile at a magnification.
     """
-    if len(labelled.classes) < 2:
-        raise InputError(
-            f"The tiles have the class {', '.join(labelled.classes)} alone, expected two or more; add tiles of others."
-        )
     for part, values in ((TRAIN, known.learned), (TEST, range(len(known.values)))):
         numbers, shown = labelled.numbers[labelled.parts[part]], allowed[labelled.parts[part]]
         for (number, name), place in product(enumerate(labelled.classes), values):

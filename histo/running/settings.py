@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, get_args
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
@@ -23,6 +23,7 @@ from histo.errors import InputError
 from histo.running.configs import read_config
 
 T = TypeVar("T")
+_NUMBERS = re.compile(r"[-+.\deE]+(,\s*[-+.\deE]+)*")
 _NO_SETTINGS = ("config", "dry_run", "debug", "help", "print_config")
 
 
@@ -66,6 +67,7 @@ def read_settings(
     known = {action.dest for action in parser._actions}
     switches = {action.dest for action in parser._actions if getattr(action, "_typehint", None) is bool}
     arguments = _switched_on(arguments, switches)
+    arguments = _bracketed(arguments, {action.dest for action in parser._actions if _numbers(action)})
     empty = [path for path in configs if not _checked_keys(path, known)]
     arguments = _without_configs(arguments, empty)
     _refuse_unknown_flags(arguments, known | _appending(parser))
@@ -147,6 +149,23 @@ def _switched_on(arguments: list[str], switches: set[str]) -> list[str]:
         for token, following in pairwise([*arguments, "--"])
         for part in ([token, "true"] if token.removeprefix("--") in switches and following[:2] == "--" else [token])
     ]
+
+
+def _numbers(action: Any) -> bool:
+    """Whether a setting takes several numbers."""
+    hint = getattr(action, "_typehint", None)
+    return any(one in (list[int], list[float]) for one in (hint, *get_args(hint)))
+
+
+def _bracketed(arguments: list[str], lists: set[str]) -> list[str]:
+    """The arguments with `[0,1,2]` for the `0,1,2` of every setting that takes several numbers."""
+    made: list[str] = []
+    for token in arguments:
+        flag, equals, value = token.partition("=") if token.startswith("--") else (made[-1] if made else "", "", token)
+        if flag.removeprefix("--") in lists and _NUMBERS.fullmatch(value):
+            token = f"{flag}=[{value}]" if equals else f"[{value}]"
+        made.append(token)
+    return made
 
 
 def _appending(parser: ArgumentParser) -> set[str]:
