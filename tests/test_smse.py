@@ -1,6 +1,7 @@
 """SMSE end to end: several magnifications, one never learned from, and mistakes in one sentence."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -310,6 +311,16 @@ def test_the_published_layout_at_its_own_magnifications(tmp_path: Path) -> None:
     own = [entry.mpp for entry in tiles.entries]
     assert [known.values[int(place)] for place in allowed.argmax(1)] == own
     assert (allowed.sum(1) == 1).all()
+
+
+@pytest.mark.skipif("NUCLEATE_BREAKHIS" not in os.environ, reason="NUCLEATE_BREAKHIS does not name the full set")
+def test_the_protocol_fits_the_full_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Benign against malignant at all four magnifications, three learned, five folds without a common patient."""
+    groups = '["malignant=DC,LC,MC,PC","benign=A,F,PT,TA"]'
+    named = ["--data.tiles", f"breakhis:{os.environ['NUCLEATE_BREAKHIS']}", "--data.group", groups, "--data.folds", "5"]
+    preset = str(Path(__file__).parents[1] / "configs" / "downstream" / "smse.yaml")
+    main(["--config", preset, *named, "--smse.held_out", "0.1", "--run.dir", str(tmp_path / "run"), "--dry_run"])
+    assert "5 training(s)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
