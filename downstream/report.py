@@ -40,9 +40,8 @@ def write_report(recipe: Recipe, run: RunFolder, results: list[Result], rows: di
     )
     report.table(["score", "mean", "sd", "95 % interval"], table, caption)
     if len(results) > 1:
-        names = list(results[0].scores)
         report.table(
-            ["seed", "fold", *names], [[r.seed, r.fold + 1, *(r.scores[name] for name in names)] for r in results]
+            ["seed", "fold", *rows], [[r.seed, r.fold + 1, *(r.scores[name] for name in rows)] for r in results]
         )
     report.text(*(f"Warning: {sentence}" for sentence in _warnings(results)))
     if recipe.task == "instances":
