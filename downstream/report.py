@@ -40,13 +40,9 @@ def write_report(recipe: Recipe, run: RunFolder, results: list[Result], rows: di
     )
     report.table(["score", "mean", "sd", "95 % interval"], table, caption)
     if len(results) > 1:
-        names = list(
-            dict.fromkeys(name for result in results for name in result.scores)
-        )  # a rare type may lack its own
-        report.table(
-            ["seed", "fold", *names],
-            [[r.seed, r.fold + 1, *(r.scores.get(name, "–") for name in names)] for r in results],
-        )
+        names = list(dict.fromkeys(name for result in results for name in result.scores))
+        each = [[r.seed, r.fold + 1, *(r.scores.get(name, "–") for name in names)] for r in results]
+        report.table(["seed", "fold", *names], each)
     report.text(*(f"Warning: {sentence}" for sentence in _warnings(results)))
     if recipe.task == "instances":
         report.text(EMPTY_TILES)

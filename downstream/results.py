@@ -20,6 +20,7 @@ from histo.bootstrap import balanced_interval, mean_interval
 from histo.encoders import Start
 from histo.encoders.files import libraries, write_text
 from histo.errors import InputError
+from histo.metrics.regions import ABSENT_CLASSES
 from histo.revision import revision
 from histo.running.runs import RunFolder
 
@@ -81,6 +82,8 @@ class Result:
         known = [labelled.patients[k] for k in labelled.parts[TEST]]
         patients = [None if one is None else str(one) for one in known]
         facts = {**labelled.facts, "task": recipe.task, "encoder": recipe.encoder.source}
+        if recipe.task == "segment":
+            facts["absent classes"] = ABSENT_CLASSES
         return cls(
             seed,
             fold,

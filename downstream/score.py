@@ -16,12 +16,14 @@ from typing import Any, Literal
 
 try:
     from downstream.cases import SHOWN, extremes, side_by_side
-    from downstream.predictions import TABLE
+    from downstream.predictions import LABELS, TABLE
     from downstream.scoring import Scored, score_classes, score_nuclei, score_regions
     from downstream.truths import match_maps, open_truth, read_note
+    from downstream.type_names import refuse_other_labels
     from histo.encoders.files import libraries, write_text
     from histo.errors import InputError, writing
     from histo.metrics import EMPTY_TILES
+    from histo.metrics.regions import ABSENT_CLASSES
     from histo.revision import revision
     from histo.running.report import Report
     from histo.running.settings import as_yaml, read_settings, run_script
@@ -32,6 +34,7 @@ except ModuleNotFoundError as error:
 FORMAT = 1
 # Of a card, as tasks.
 KINDS = {"instances": "instances", "regions": "segment", "classifier": "classify", "similarity": "classify"}
+POLICIES = {"instances": EMPTY_TILES, "segment": ABSENT_CLASSES}
 
 
 @dataclass
@@ -112,6 +115,7 @@ def main(argv: list[str]) -> None:
         "facts": facts,
         "notes": notes,
         "empty_tiles": EMPTY_TILES if task == "instances" else None,
+        "absent_classes": ABSENT_CLASSES if task == "segment" else None,
         "command": shlex.join(["python", "downstream/score.py", *argv]),
         "revision": revision(),
         "libraries": libraries(),
@@ -147,10 +151,12 @@ def _scored(settings: ScoreSettings, folder: Path, note: dict[str, Any], task: s
             raise InputError(f"{settings.labels} has no tiles.csv with labels; name labelled tiles.")
         tiles = open_tiles(settings.labels, mpp=settings.mpp, cache_mb=0)
         return score_classes(folder / TABLE, tiles, settings.split, settings.group, settings.labels)
+    types = note.get("types") or ()
+    refuse_other_labels(types, str(folder), settings.labels, str(folder / LABELS))
     truths, others = open_truth(settings.labels, settings.split, settings.mpp)
     files = match_maps(folder, truths, others, settings.labels)
     if task == "instances":
-        return score_nuclei(truths, files, note.get("types") or ())
+        return score_nuclei(truths, files, types)
     classes = settings.classes or note.get("classes")
     if not classes or len(classes) < 2:
         raise InputError("The classes of the maps are not known; give --classes [background,NAME], from value 0 on.")
@@ -190,8 +196,8 @@ def _table(scored: Scored, notes: list[str], task: str) -> str:
     ]
     lines.append("  (95 % bootstrap intervals of means over tiles, by patient where known)")
     lines += [f"note: {sentence}" for sentence in notes]
-    if task == "instances":
-        lines.append(EMPTY_TILES)
+    if task in POLICIES:
+        lines.append(POLICIES[task])
     return "\n".join(lines)
 
 
@@ -202,8 +208,8 @@ def _report(scored: Scored, facts: dict[str, Any], notes: list[str], task: str) 
         ["score", "value", "95 % interval"], _rows(scored), "Bootstrap of means over tiles, by patient where known."
     )
     report.text(*notes)
-    if task == "instances":
-        report.text(EMPTY_TILES)
+    if task in POLICIES:
+        report.text(POLICIES[task])
     if scored.confusion:
         unit = "pixels" if task == "segment" else "images"
         report.heading("Which classes are taken for which")

@@ -30,7 +30,7 @@ from histo.metrics import (
     scores_of,
 )
 from histo.metrics.classification import classification_scores, recognition_rate
-from histo.metrics.regions import class_numbers, dice_of, iou_of, pixel_table
+from histo.metrics.regions import class_numbers, dice_of, iou_of, mean_iou, pixel_table, present
 from histo.tiles import TileSet
 from histo.tiles.classes import grouped, read_groups, resolved
 from histo.tiles.owners import owner_of
@@ -124,7 +124,7 @@ def score_nuclei(truths: Sequence[Truth], files: dict[str, Path], types: Sequenc
 
 
 def score_regions(truths: Sequence[Truth], files: dict[str, Path], classes: list[str], ignore: int | None) -> Scored:
-    """Dice and IoU of each class over all pixels, and the mean Dice of tiles.
+    """Dice and IoU of each class over all pixels, and the mean Dice of tiles; see `ABSENT_CLASSES`.
 
     Raises:
         InputError: as `score_nuclei`, or a value beyond the classes.
@@ -142,14 +142,17 @@ def score_regions(truths: Sequence[Truth], files: dict[str, Path], classes: list
         table = pixel_table(*pair(truth), len(classes))
         total += table
         cases[truth.name] = {"dice": float(dice_of(table)[1:].mean())}
-    dice, iou = dice_of(total), iou_of(total)
+    there = present(total)
+    found = [one for one in zip(classes, dice_of(total), iou_of(total), there, strict=True) if one[-1]]
     scores: dict[str, float | None] = {
         "dice": float(np.mean([case["dice"] for case in cases.values()])),
-        "iou": float(iou[1:].mean()),
+        "iou": mean_iou(total),
         "accuracy": float(np.trace(total) / total.sum()) if total.sum() else None,
-        **{f"dice_{name}": float(value) for name, value in zip(classes, dice, strict=True)},
-        **{f"iou_{name}": float(value) for name, value in zip(classes, iou, strict=True)},
+        **{f"dice_{name}": float(dice) for name, dice, _, _ in found},
+        **{f"iou_{name}": float(iou) for name, _, iou, _ in found},
     }
+    absent = ", ".join(name for name, some in zip(classes, there, strict=True) if not some)
+    notes = [f"Neither labels nor predictions have {absent}; scores over all pixels leave it out."] if absent else []
     facts = {
         "classes": ", ".join(classes),
         "dice": f"mean over tiles of the mean over {', '.join(classes[1:])}",
@@ -170,6 +173,7 @@ def score_regions(truths: Sequence[Truth], files: dict[str, Path], classes: list
         draw,
         _intervals(truths, cases),
         REGIONS_LEGEND,
+        notes,
         names=classes,
         confusion=total.tolist(),
     )

@@ -24,7 +24,7 @@ from downstream.train import main
 from histo import encoders, instance_networks
 from histo.errors import InputError
 from histo.instance_networks import Flipped, InstanceNetwork, InstanceSettings, find_nuclei
-from histo.metrics.regions import IGNORED
+from histo.metrics.regions import ABSENT_CLASSES, IGNORED
 from histo.phantom import PhantomTissue
 from histo.running import checkpoints
 from histo.segmenters import segment
@@ -147,6 +147,8 @@ def test_regions_are_learned_and_predicted(tissue: Path, tmp_path: Path) -> None
     main(settings)
     scores = json.loads((tmp_path / "run" / "metrics.json").read_text())["scores"]
     assert scores["dice"]["mean"] > 0.6
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["facts"]["absent classes"] == ABSENT_CLASSES
+    assert "Absent classes" in (tmp_path / "run" / "report.html").read_text()
     task = downstream.load(tmp_path / "run")
     tile = PhantomTissue(9, size=100)[0]
     found = task.predict(tile.image)

@@ -11,6 +11,7 @@ from PIL import Image
 from downstream.cases import MATCHED, MISSED, WRONG, nuclei_picture, regions_picture
 from downstream.labelled import DataSettings, open_labelled
 from downstream.recipe import CropSettings, Recipe
+from downstream.results import Result, summarise
 from downstream.start import disagreements, open_start
 from downstream.tasks.smse import SmseSettings
 from downstream.train import main
@@ -21,6 +22,7 @@ from histo.metrics import EMPTY_TILES
 from histo.metrics.regions import IGNORED, dice_of, iou_of, pixel_table
 from histo.phantom import PhantomTissue
 from histo.running.report import Report
+from histo.running.runs import RunFolder
 from histo.tiles import open_tiles
 from histo.tiles.tables import write_folder
 
@@ -144,6 +146,19 @@ def test_the_page_of_nuclei(tiles: Path, tmp_path: Path) -> None:
     page = (tmp_path / "run" / "report.html").read_text()
     assert EMPTY_TILES[:60] in page
     assert "in green, missed ones in blue" in page
+
+
+def test_a_score_that_one_seed_lacks_is_in_no_table(tmp_path: Path) -> None:
+    """Such as the F1 of a type that neither the labels of a fold nor its predictions have."""
+    both: list[dict[str, float]] = [{"aji": 0.5, "f1_dead": 0.1}, {"aji": 0.7}]
+    cases = {"t": {"aji": 0.6}}
+    results = [Result(seed, 0, own, cases, ["p"], {}, 1, "file") for seed, own in enumerate(both)]
+    for seed in (0, 1):
+        (tmp_path / f"seed{seed}").mkdir()
+    summarise(Recipe(seeds=[0, 1]), RunFolder(tmp_path), results)
+    page = (tmp_path / "report.html").read_text()
+    assert "0.600" in page
+    assert "f1_dead" not in page
 
 
 def test_the_difference_of_nuclei() -> None:

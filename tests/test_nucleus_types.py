@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 import downstream
 from downstream.losses import type_loss
+from downstream.tasks.instances import Instances, InstancesSettings
 from downstream.train import main
+from downstream.type_names import published_types, refuse_other_types
 from histo.errors import InputError
 from histo.instance_networks import Flipped, InstanceNetwork, InstanceSettings
 from histo.phantom import PhantomTissue
@@ -82,21 +84,83 @@ def test_flips_leave_types_where_they_are() -> None:
     torch.testing.assert_close(mirrored.flip(3), plain, rtol=0, atol=1e-5)
 
 
-def test_types_are_learned_and_scored_end_to_end(tmp_path: Path) -> None:
-    """PanNuke's layout: the run has its scores, and a notebook the type of each nucleus."""
-    pannuke(tmp_path / "pannuke")
-    settings = ["--data.tiles", f"pannuke:{tmp_path / 'pannuke'}", "--instances.types", json.dumps(NAMES)]
+@pytest.fixture
+def typed(tmp_path: Path) -> Path:
+    """PanNuke's layout with a nucleus of each type to learn from; those scored have the first and the last alone."""
+    folder = tmp_path / "pannuke"
+    pannuke(folder)
+    path = folder / "Fold 1" / "masks" / "fold1" / "masks.npy"
+    masks = np.load(path)
+    for kind in range(len(NAMES)):
+        masks[1, 4 * kind : 4 * kind + 3, :3, kind] = 1
+    np.save(path, masks)
+    return folder
+
+
+def training(place: str, names: list[str], run: Path) -> list[str]:
+    settings = ["--data.tiles", place, "--instances.types", json.dumps(names), "--data.workers", "0"]
     settings += ["--encoder.architecture", "test_resnet", "--crop.size", "64", "--data.holdout", "val"]
-    settings += ["--train.images", "16", "--train.batch_size", "4", "--data.workers", "0"]
-    main([*settings, "--run.dir", str(tmp_path / "run")])
+    return [*settings, "--train.images", "16", "--train.batch_size", "4", "--run.dir", str(run)]
+
+
+def test_types_are_learned_and_scored_end_to_end(typed: Path, tmp_path: Path) -> None:
+    """The run has its scores, and a notebook the type of each nucleus."""
+    main(training(f"pannuke:{typed}", NAMES, tmp_path / "run"))
     scores = json.loads((tmp_path / "run" / "metrics.json").read_text())["scores"]
     assert {"aji", "bpq", "mpq"} <= scores.keys()
     found = downstream.load(tmp_path / "run").predict(PhantomTissue(0, size=100)[0].image)
     assert found.instances is not None
     assert found.types is not None
     assert len(found.types) == found.instances.max() + 1
-    with pytest.raises(InputError, match=r"type \d, but instances.types names 1: neoplastic"):
-        main([*settings, "--instances.types", '["neoplastic"]', "--run.dir", str(tmp_path / "few")])
+
+
+@pytest.mark.parametrize("names", [["inflammatory", "neoplastic", *NAMES[2:]], NAMES[:4], ["tumour", *NAMES[1:]]])
+def test_types_are_named_as_their_set_numbers_them(names: list[str], typed: Path, tmp_path: Path) -> None:
+    """Another order, one too few, another name: the sentence shows both lists and the setting that is right."""
+    with pytest.raises(InputError) as refused:
+        main([*training(f"pannuke:{typed}", names, tmp_path / "run"), "--dry_run"])
+    right = "[neoplastic, inflammatory, connective, dead, epithelial]"
+    assert str(refused.value) == (
+        f"instances.types is [{', '.join(names)}], expected the types as pannuke numbers them; give "
+        f"--instances.types '{right}'."
+    )
+    main([*training(f"pannuke:{typed}", NAMES, tmp_path / "run"), "--instances.types", right, "--dry_run"])
+
+
+def test_case_spaces_and_underscores_make_no_other_type(tmp_path: Path) -> None:
+    names = ["Miscellaneous", "inflammatory", "healthy_epithelial", "Dysplastic_or malignant epithelial"]
+    refuse_other_types([*names, "fibroblast", "MUSCLE", "endothelial"], f"consep:{tmp_path / 'c'}")
+    refuse_other_types(["whatever"], str(tmp_path / "tiles"), f"glas:{tmp_path / 'g'}")  # which tell no types
+
+
+def test_sets_that_number_types_differently_do_not_go_together(tmp_path: Path) -> None:
+    places = [f"{name}:{tmp_path / name}" for name in ("pannuke", "lizard")]
+    words = r"pannuke numbers types of nuclei as \[neoplastic, .*, but lizard as \[neutrophil, .*\], so one list"
+    with pytest.raises(InputError, match=words):
+        refuse_other_types(NAMES, places, None)
+    with pytest.raises(InputError, match=words):
+        refuse_other_types(NAMES, places[0], places[1])
+
+
+def test_a_copy_with_a_table_of_its_own_publishes_no_types(tmp_path: Path) -> None:
+    (tmp_path / "tiles.csv").touch()
+    assert not published_types([f"pannuke:{tmp_path}"])
+
+
+def test_a_type_that_is_never_shown_is_refused(typed: Path, tmp_path: Path) -> None:
+    """What is scored may lack types, what is learned from may not."""
+    settings = training(f"pannuke:{typed}", NAMES, tmp_path / "run")
+    main([*settings, "--dry_run"])
+    with pytest.raises(InputError, match="The type inflammatory has no nucleus in the train part, expected some of"):
+        main([*settings, "--data.split", "val", "--data.holdout", "train", "--dry_run"])
+
+
+def test_a_type_beyond_the_names_is_refused() -> None:
+    task = object.__new__(Instances)
+    task.settings = InstancesSettings(types=["tumour"])
+    tile = replace(PhantomTissue(0, size=96)[0], classes=np.array([0, 1, 2], np.uint8))
+    with pytest.raises(InputError, match=r"type 2, but instances\.types names 1: tumour"):
+        task.prepared(tile)
 
 
 def test_tiles_without_types_are_refused(tmp_path: Path) -> None:

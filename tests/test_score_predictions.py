@@ -17,14 +17,17 @@ from downstream.tasks.classify import class_scores
 from downstream.tasks.instances import Instances, InstancesSettings
 from downstream.tasks.segment import Segment, SegmentSettings
 from downstream.truths import Truth
+from histo.datasets import named_set
 from histo.errors import InputError
 from histo.instance_networks import InstanceNetwork
 from histo.masks import write_instances
 from histo.metrics import EMPTY_TILES, aji_plus, compare, overlap
+from histo.metrics.regions import ABSENT_CLASSES
 from histo.phantom import PhantomTissue
 from histo.randomness import draws
 from histo.tiles import open_tiles
 from histo.tiles.tables import write_folder
+from tests.published_specimens import consep
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +162,33 @@ def test_types_of_nuclei(tmp_path: Path) -> None:
         score_nuclei([truth], {"a/b": file}, ["tumour", "stroma"])
 
 
+def test_types_must_be_those_that_the_labels_publish(tmp_path: Path) -> None:
+    """Numbers of another list mean other types; the nuclei themselves can be scored all the same."""
+    consep(tmp_path / "consep")
+    place, folder = f"consep:{tmp_path / 'consep'}", tmp_path / "found"
+    own = [name.replace(" ", "_") for name in named_set(place).facts.nuclei]
+    for entry in open_tiles(place).entries:
+        file = (folder / "labels" / entry.key).with_suffix(".png")
+        table = (folder / "types" / entry.key).with_suffix(".csv")
+        for path in (file, table):
+            path.parent.mkdir(parents=True)
+        write_instances(file, entry.read().instances)
+        table.write_text(f"id,type\n1,{own[3]}\n2,{own[1]}\n")
+    note = {"finished": True, "kind": "instances", "types": own}
+    (folder / "predict.json").write_text(json.dumps(note))
+    main([str(folder), place])
+    assert scores(folder)["scores"]["mpq"] == 1
+    (folder / "predict.json").write_text(json.dumps({**note, "types": own[::-1]}))
+    words = (
+        rf"has the types \[endothelial, .*\], but consep numbers its own as \[misc.*score {folder}/labels with --task"
+    )
+    with pytest.raises(InputError, match=words):
+        main([str(folder), place])
+    main([str(folder / "labels"), place, "--task", "instances"])
+    assert scores(folder / "labels")["scores"]["pq"] == 1
+    assert "mpq" not in scores(folder / "labels")["scores"]
+
+
 def test_a_perfect_prediction_is_perfect(labels: Path, tmp_path: Path) -> None:
     """A plain folder of label maps against itself; µm/px unknown."""
     main([str(labels / "labels"), str(labels / "labels"), "--task", "instances", "--out", str(tmp_path / "out")])
@@ -194,6 +224,28 @@ def test_regions_by_class(tmp_path: Path) -> None:
         main([*arguments, "--classes", "[stroma,gland,lumen]"])
     with pytest.raises(InputError, match="classes of the maps are not known"):
         main(arguments)
+
+
+def test_a_class_that_is_nowhere_has_no_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Half of the gland is found: IoU of it alone, not the mean with 1 for a lumen that no tile has."""
+    for name in ("labels", "found"):
+        (tmp_path / name).mkdir()
+    write_instances(tmp_path / "labels" / "a.png", np.array([[0, 0, 1, 1]]))
+    write_instances(tmp_path / "found" / "a.png", np.array([[0, 0, 0, 1]]))
+    arguments = [str(tmp_path / "found"), str(tmp_path / "labels"), "--task", "segment"]
+    main([*arguments, "--classes", "[stroma,gland,lumen]"])
+    found = scores(tmp_path / "found")
+    assert found["scores"]["iou"] == found["scores"]["iou_gland"] == pytest.approx(1 / 2)
+    assert found["scores"]["dice"] == pytest.approx((2 / 3 + 1) / 2)  # of a tile it counts, as the policy says
+    assert not {"dice_lumen", "iou_lumen"} & found["scores"].keys()
+    assert "Neither labels nor predictions have lumen" in found["notes"][0]
+    assert found["absent_classes"] == ABSENT_CLASSES
+    assert ABSENT_CLASSES in capsys.readouterr().out
+    assert "Absent classes" in (tmp_path / "found" / "report.html").read_text()
+    for name in ("labels", "found"):
+        write_instances(tmp_path / name / "a.png", np.zeros((1, 4), np.int32))
+    main([*arguments, "--classes", "[stroma,gland,lumen]"])
+    assert scores(tmp_path / "found")["scores"]["iou"] is None
 
 
 def write_predictions(

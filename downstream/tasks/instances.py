@@ -9,10 +9,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from downstream.absence import refuse_absent_types
 from downstream.cases import Showcase, nuclei_picture
 from downstream.labelled import Labelled
 from downstream.losses import type_loss
 from downstream.task import Evaluation, Tensors
+from downstream.type_names import refuse_other_types
 from downstream.typed import TypedScores
 from histo.dense import Decoder
 from histo.distances import distance_loss, distances_of
@@ -55,6 +57,8 @@ class Instances:
     def __init__(self, recipe: "Recipe", start: Start, labelled: Labelled, seed: int) -> None:
         settings = recipe.instances
         self.settings, self.tile_size, self.mpp, self.seed = settings, recipe.crop.size, recipe.crop.mpp, seed
+        if settings.types:
+            refuse_other_types(settings.types, recipe.data.tiles, recipe.data.extra)
         found = start.architecture
         mean, std = (start.facts[key] or (0.5,) * 3 for key in ("mean", "std"))
         name = f"smp:{found.name}" if found.library == "smp" else found.name
@@ -72,6 +76,8 @@ class Instances:
             std,
         )
         self.network.take(start.encoder.state_dict())
+        if settings.types:
+            refuse_absent_types(labelled, dict(enumerate(settings.types, start=1)), self._values)
 
     @property
     def encoder(self) -> nn.Module:
@@ -97,6 +103,11 @@ class Instances:
                 f"{len(self.settings.types)}: {', '.join(self.settings.types)}; name all types of the tiles."
             )
         return tile.classes
+
+    def _values(self, tile: Tile) -> NDArray[np.uint8]:
+        """The type at each pixel of a tile, 0 where there is none, uint8 [H, W]."""
+        assert tile.instances is not None
+        return self._types(tile)[tile.instances]
 
     def item(self, tile: Tile, index: int) -> Tensors:
         assert tile.instances is not None

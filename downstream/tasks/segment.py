@@ -10,14 +10,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from downstream.absence import refuse_absent_classes
 from downstream.cases import Showcase, regions_picture
-from downstream.labelled import Labelled
+from downstream.labelled import PARTS, Labelled
 from downstream.task import Evaluation, Tensors
 from histo.dense import PIXELS, SHARED, Decoder, DenseNetwork
 from histo.encoders import Start, write_card
 from histo.errors import InputError
 from histo.magnification import step_to
-from histo.metrics.regions import IGNORED, class_numbers, dice_of, iou_of, pixel_table
+from histo.metrics.regions import IGNORED, class_numbers, dice_of, mean_iou, pixel_table, present
 from histo.overlap import Corner, Grid, at_side, blend, window_of
 from histo.tiles import Tile, TileSet
 
@@ -79,6 +80,15 @@ class Segment:
         dense = DenseNetwork(start.architecture, self.settings.decoder, len(self.settings.classes))
         dense.take(start.encoder.state_dict())
         self.network = Regions(dense, mean, std)
+        names = dict(enumerate(self.settings.classes))
+        ignored = self.settings.ignore
+        if ignored in names and (ignored == 0 or len(names) > 2):  # of two classes the second has other values as well
+            del names[ignored]
+        refuse_absent_classes(labelled, recipe.data, PARTS, names, self._values)
+
+    def _values(self, tile: Tile) -> NDArray[np.int64]:
+        assert tile.instances is not None
+        return self.numbers(tile.instances)
 
     @property
     def encoder(self) -> nn.Module:
@@ -137,12 +147,15 @@ class Segment:
             if showcase.takes(key, dice):
                 showcase.pictures[key] = regions_picture(tile.image, truth, guess)
         scores = {
-            f"dice_{name}": float(value) for name, value in zip(self.settings.classes, dice_of(total), strict=True)
+            f"dice_{name}": float(value)
+            for name, value, there in zip(self.settings.classes, dice_of(total), present(total), strict=True)
+            if there
         }
+        iou = mean_iou(total)
         return Evaluation(
             {
                 "dice": float(np.mean([one["dice"] for one in cases.values()])),
-                "iou": float(iou_of(total)[1:].mean()),
+                **({} if iou is None else {"iou": iou}),
                 "accuracy": float(np.trace(total) / total.sum()),
                 **scores,
             },

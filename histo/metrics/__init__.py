@@ -7,7 +7,7 @@
 | `detection` | F1 of detection and of its types from centroids (HoVer-Net) |
 | `pairing`, `types` | one-to-one pairs; the type of each nucleus |
 | `classification` | accuracy, balanced accuracy, macro-F1, AUROC, calibration, confusion; by image and by patient |
-| `regions` | Dice and IoU of region maps from one table of pixels |
+| `regions` | Dice and IoU of region maps from one table of pixels; what absent classes score |
 | `regression` | mean absolute difference, prediction probability |
 
 Functions of maps and counts are NumPy and stand here; `classification` takes tensors and is imported by its own name,

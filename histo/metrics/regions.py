@@ -1,7 +1,8 @@
 """Scores of region maps, where every pixel has one class: Dice and IoU from one table of pixels.
 
 Of a class with A true and B found pixels, Dice = 2 |A ∩ B| / (|A| + |B|) and IoU = |A ∩ B| / |A ∪ B|, which is
-Dice / (2 - Dice). Both are 1 for a class that neither labels nor prediction have. Tables of images add up.
+Dice / (2 - Dice). Both are 1 for a class that neither labels nor prediction have; what follows for means says
+`ABSENT_CLASSES`, which reports print beside their figures. Tables of images add up.
 """
 
 from collections.abc import Sequence
@@ -12,6 +13,11 @@ from numpy.typing import NDArray
 from histo.errors import InputError
 
 IGNORED = -100  # torch's number of pixels that no loss and no score counts
+ABSENT_CLASSES = (
+    "Absent classes. Dice of one tile: 1 for a class that neither label nor prediction have, 0 where one of them alone "
+    "has it; means over tiles hold both. Dice and IoU of all pixels together: a class that neither labels nor "
+    "predictions of the whole set have has no score, and is left out of the mean IoU."
+)
 
 
 def class_numbers(
@@ -63,3 +69,14 @@ def iou_of(table: NDArray[np.integer]) -> NDArray[np.float64]:
     """float64 [classes], IoU of each class of a table of pixels."""
     dice = dice_of(table)
     return dice / (2 - dice)
+
+
+def present(table: NDArray[np.integer]) -> NDArray[np.bool_]:
+    """bool [classes], whether labels or predictions of a table of pixels have each class."""
+    return table.sum(0) + table.sum(1) > 0
+
+
+def mean_iou(table: NDArray[np.integer]) -> float | None:
+    """IoU, the mean over those classes but the first that are present; None where none of them is."""
+    there = present(table)[1:]
+    return float(iou_of(table)[1:][there].mean()) if there.any() else None
