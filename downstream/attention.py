@@ -120,7 +120,7 @@ def draw_bag(tiles: TileSet, weights: NDArray[np.floating], title: str = "") -> 
 
 def draw_slide(
     row: SlideRow,
-    boxes: NDArray[np.number],
+    boxes: NDArray[np.floating],
     mpp: float | None,
     weights: NDArray[np.floating],
     title: str = "",

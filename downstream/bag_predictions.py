@@ -84,7 +84,7 @@ class BagClasses:
         for path in pictures:
             if isinstance(bag, SlideRow):
                 assert found.boxes is not None
-                picture = draw_slide(bag, found.boxes, None, found.attention, title)
+                picture = draw_slide(bag, found.boxes.astype(float), None, found.attention, title)
             else:
                 picture = draw_bag(bag, found.attention, title)
             write_picture(path, Image.fromarray(picture))

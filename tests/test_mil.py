@@ -12,7 +12,7 @@ from PIL import Image
 from slide_specimens import tissue_on_glass, write_slide
 
 import downstream
-from downstream import predict
+from downstream import predict, score
 from downstream.aggregation import evaluate
 from downstream.attention import OPACITY, TITLE, colours, contact_sheet, heat_map
 from downstream.bag_networks import BagPrediction
@@ -95,6 +95,11 @@ def test_predict_bags_tiles_by_patient_as_training_does(run: Path, folder: Path,
     assert [row["bag"] for row in rows] == ["p08", "p09", "p10", "p11"]
     for row in rows:
         assert_says(row, task.predict_bag([tile.image for tile in tiles if tile.patient == row["bag"]]))
+    score.main([str(tmp_path / "o"), str(folder), "--split", "test"])
+    scored = json.loads((tmp_path / "o" / "scores.json").read_text())["scores"]
+    trained = json.loads((run / "seed0" / "metrics.json").read_text())["scores"]
+    for name in ("accuracy", "auroc", "balanced_accuracy", "ece"):
+        assert scored[name] == pytest.approx(trained[name], abs=1e-5)
     with pytest.raises(InputError, match=r"--data.split is None, but .* was begun with 'test'"):
         predict.main([*arguments[:3], *arguments[5:]])
 
@@ -122,6 +127,14 @@ def test_predict_takes_each_slide_as_a_bag(run: Path, tmp_path: Path) -> None:
     for file, (content, touched) in before.items():
         assert file.read_bytes() == content
         assert (file.stat().st_mtime_ns == touched) is (file.stem in ("a", "000000"))
+    wrong = "control" if rows[1]["label"] == "case" else "case"
+    table = tmp_path / "in" / "slides.csv"
+    table.write_text(f"path,label\na.tif,{rows[0]['label']}\nb.tif,{wrong}\n")
+    score.main([str(out), str(table)])
+    assert json.loads((out / "scores.json").read_text())["scores"]["accuracy"] == 0.5
+    table.write_text(f"path,label\na.tif,{rows[0]['label']}\nb.tif,\n")
+    with pytest.raises(InputError, match=r"b\.tif of .* has no label to score by"):
+        score.main([str(out), str(table)])
     alone = [str(run / "seed0"), "--slide", str(second), "--out", str(tmp_path / "alone")]
     with pytest.raises(InputError, match=r"b\.tif does not say"):
         predict.main(alone)
