@@ -13,6 +13,7 @@ from histo.probes.embedding import fitted
 from histo.sheets import sheet
 from histo.slides.overviews import picture_of
 from histo.slides.readers import Slide
+from histo.slides.tables import SlideRow
 from histo.tiles import TileSet
 
 TITLE, LEGEND = 20, 36  # rows above and below the picture; pixels
@@ -112,16 +113,40 @@ def draw_bag(tiles: TileSet, weights: NDArray[np.floating], title: str = "") -> 
     entries = of_slide(list(tiles.entries))
     if entries is None:
         return contact_sheet(tiles, weights, title)
-    with Slide(entries[0].row.path, entries[0].row.mpp) as slide:
-        picture, mpp = picture_of(slide)
-    scale = entries[0].sampling.mpp / mpp
-    boxes = np.array([entry.box for entry in entries], float) * scale
+    boxes = np.array([entry.box for entry in entries], float)
     boxes[:, 2:] += boxes[:, :2]
+    return draw_slide(entries[0].row, boxes, entries[0].sampling.mpp, weights, title)
+
+
+def draw_slide(
+    row: SlideRow,
+    boxes: NDArray[np.floating],
+    mpp: float | None,
+    weights: NDArray[np.floating],
+    title: str = "",
+) -> NDArray[np.uint8]:
+    """Attention over a slide of known µm/px, with the outline of its mask where it has one.
+
+    Args:
+        boxes: [T, 4], left, top, right and bottom of its tiles.
+        mpp: µm/px of the boxes; None: in pixels of the finest level.
+        weights: [T], of each tile.
+
+    Returns:
+        uint8 [H, W, 3] RGB.
+
+    Raises:
+        InputError: the slide or its mask cannot be read.
+    """
+    with Slide(row.path, row.mpp) as slide:
+        picture, shown = picture_of(slide)
+        pixel = slide.mpp if mpp is None else mpp
+    assert pixel is not None
     truth = None
-    if entries[0].row.mask is not None:
-        mask = Image.fromarray(read_mask(entries[0].row.mask, picture.shape))
+    if row.mask is not None:
+        mask = Image.fromarray(read_mask(row.mask, picture.shape))
         truth = np.asarray(mask.resize(picture.shape[:0:-1], Image.Resampling.NEAREST))
-    return heat_map(picture, boxes, weights, title, truth)
+    return heat_map(picture, boxes * (pixel / shown), weights, title, truth)
 
 
 def write_picture(path: Path, picture: NDArray[np.uint8]) -> None:

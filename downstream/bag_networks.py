@@ -1,6 +1,7 @@
 """An encoder with a bag classifier on its features, as a file and as what predicts bags, images and slides."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from histo.slides.resampling import read_grid
 
 KIND = "bag classifier"
 FILE = "bags.safetensors"
-_AT_ONCE = 256  # tiles of a slide that are read before the encoder sees them
+_AT_ONCE = 256  # tiles of a bag that are read before the encoder sees them
 
 
 class BagPrediction(NamedTuple):
@@ -80,8 +81,8 @@ class TrainedBags:
         self.network, self.card = network, card
         self.side = int(card["tile_size"])
 
-    def of_tiles(self, tiles: Sequence[NDArray[Any]]) -> BagPrediction:
-        """Predict a bag of tiles.
+    def of_tiles(self, tiles: Iterable[NDArray[Any]]) -> BagPrediction:
+        """Predict a bag of tiles, of which no more than some hundred are held at a time.
 
         Args:
             tiles: uint8 RGB, [3, H, W] or [H, W, 3] each, resized to the tile size.
@@ -89,10 +90,13 @@ class TrainedBags:
         Raises:
             InputError: no tile, or one of another shape or dtype.
         """
-        if not len(tiles):
+        parts, left = [], iter(tiles)
+        while some := list(islice(left, _AT_ONCE)):
+            levels = [resized(channels_first(tile), self.side, self.side) for tile in some]
+            parts.append(self.network.features(torch.from_numpy(np.stack(levels))))
+        if not parts:
             raise InputError("The bag has no tile, expected one at least.")
-        levels = [resized(channels_first(tile), self.side, self.side) for tile in tiles]
-        return self._said([self.network.features(torch.from_numpy(np.stack(levels)))], None)
+        return self._said(parts, None)
 
     def of_image(self, image: NDArray[Any]) -> BagPrediction:
         """Predict an image as the bag of its tiles, which cover all of it; the last ones reach back over others.
@@ -113,12 +117,13 @@ class TrainedBags:
         corners = np.array(places, dtype=np.int64)
         return self._said([self.network.features(torch.from_numpy(tiles))], np.hstack([corners, corners + self.side]))
 
-    def of_slide(self, path: Path, mpp: float | None = None) -> BagPrediction:
+    def of_slide(self, path: Path, mpp: float | None = None, slide_mpp: float | None = None) -> BagPrediction:
         """Predict a slide as the bag of its tiles that hold tissue, cut as those of the training were.
 
         Args:
             path: the slide.
             mpp: µm/px of the tiles; None: that of the training.
+            slide_mpp: µm/px of the slide's finest level, before what the file says; None takes it from the file.
 
         Raises:
             InputError: an unknown µm/px, a slide that cannot be read, or one without tissue.
@@ -129,7 +134,7 @@ class TrainedBags:
                 f"The µm/px of what the classifier was trained on is not known, so {path} cannot be cut; give mpp."
             )
         parts = []
-        with Slide(path) as slide:
+        with Slide(path, slide_mpp) as slide:
             grid, _ = grid_of(slide, Tiling(wanted, self.side))
             kept = [grid.box(row, column) for row, column in grid.kept.tolist()]
             if not kept:

@@ -1,6 +1,6 @@
 """Which tiles make a bag: those of a slide, or those of a patient where they come from no slide."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -74,11 +74,8 @@ def in_bags(
     Raises:
         InputError: a tile of no slide and unknown patient, or a bag of two labels, patients or splits.
     """
-    places: dict[tuple[str, str], list[int]] = {}
-    for position, entry in enumerate(entries):
-        places.setdefault((entry.source, _bag_of(entry)), []).append(position)
     bags, members, classes = [], [], []
-    for (source, key), some in places.items():
+    for (source, key), some in bag_members(entries).items():
         first = entries[some[0]]
         label = _one(key, "labels", [labels[k] for k in some], "the column label, or join classes (--data.group)")
         patient = _one(key, "patients", [entries[k].patient for k in some], "the column patient")
@@ -89,6 +86,18 @@ def in_bags(
         members.append(np.array(some, dtype=np.int64))
         classes.append(str(label))
     return bags, members, classes
+
+
+def bag_members(entries: Iterable[TileEntry]) -> dict[tuple[str, str], list[int]]:
+    """The positions of the tiles of each bag, by its source and key, in the order of their first tiles.
+
+    Raises:
+        InputError: a tile of no slide and unknown patient.
+    """
+    places: dict[tuple[str, str], list[int]] = {}
+    for position, entry in enumerate(entries):
+        places.setdefault((entry.source, _bag_of(entry)), []).append(position)
+    return places
 
 
 def _bag_of(entry: TileEntry) -> str:

@@ -1,6 +1,6 @@
 """A trained task as notebooks and `downstream/predict.py` use it: an image in, classes, regions or nuclei out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,13 +152,15 @@ class TrainedTask:
             raise InputError(f"{self.path} is of kind {self.kind!r}, expected {BAGS!r}, as --task mil exports it.")
         return TrainedBags(self.network, self.card)
 
-    def predict_bag(self, tiles: Sequence[NDArray[Any]]) -> BagPrediction:
+    def predict_bag(self, tiles: Iterable[NDArray[Any]]) -> BagPrediction:
         """What task mil says of a bag of tiles, uint8 RGB each; see `downstream.bag_networks.TrainedBags.of_tiles`."""
         return self.bags.of_tiles(tiles)
 
-    def predict_slide(self, path: str | Path, mpp: float | None = None) -> BagPrediction:
+    def predict_slide(
+        self, path: str | Path, mpp: float | None = None, slide_mpp: float | None = None
+    ) -> BagPrediction:
         """What task mil says of a slide; see `downstream.bag_networks.TrainedBags.of_slide`."""
-        return self.bags.of_slide(Path(path), mpp)
+        return self.bags.of_slide(Path(path), mpp, slide_mpp)
 
 
 def _at_best(levels: NDArray[np.uint8], mpp: float | None, learned: list[float]) -> NDArray[np.uint8]:

@@ -7,7 +7,7 @@ core's that holds its first pixel, so none is cut or doubled. Pieces without tis
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -84,10 +84,7 @@ class Slides:
         if task.mpp is None:
             raise InputError(f"{task.path.name} does not say at which µm/px it learned, which slides are read at.")
         self.task, self.rows, self.mpp = task, rows, mpp
-        self.names = [PurePosixPath(row.key).with_suffix("").as_posix() for row in rows]
-        if len(set(self.names)) < len(self.names):
-            twice = next(name for k, name in enumerate(self.names) if name in self.names[:k])
-            raise InputError(f"Two slides are called {twice} but for the suffix, and so would be their results.")
+        self.names = slide_names(row.key for row in rows)
         side, overlap = _windows(task)
         step = side // 2 if overlap is None else side - overlap
         self.window, self.overlap = side, overlap or 0
@@ -214,6 +211,19 @@ class Slides:
                 resolution=(1e4 / found.sampling.mpp,) * 2,
                 resolutionunit="CENTIMETER",
             )
+
+
+def slide_names(keys: Iterable[str]) -> list[str]:
+    """What the results of slides are called: their keys without suffix.
+
+    Raises:
+        InputError: two slides of one name.
+    """
+    names = [PurePosixPath(key).with_suffix("").as_posix() for key in keys]
+    if len(set(names)) < len(names):
+        twice = next(name for k, name in enumerate(names) if name in names[:k])
+        raise InputError(f"Two slides are called {twice} but for the suffix, and so would be their results.")
+    return names
 
 
 def _windows(task: TrainedTask) -> tuple[int, int | None]:

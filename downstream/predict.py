@@ -1,4 +1,4 @@
-"""Predict with what downstream/train.py learned: nuclei, regions or classes of tiles, of an image, or of slides.
+"""Predict with what downstream/train.py learned: nuclei, regions or classes of tiles, of an image, of slides or bags.
 
     python downstream/predict.py RUN --data.tiles PATH --out DIR
     python downstream/predict.py RUN --image FILE --out DIR
@@ -6,8 +6,9 @@
 
 RUN is a run of one seed, the folder of one of several, or an exported file. Nuclei and regions of tiles become label
 maps, 16-bit PNG named as the tiles are, with the types of nuclei beside; classes a predictions.csv; nuclei of slides
-GeoJSON as QuPath reads it, regions of slides a TIFF. The same command goes on where it was stopped; under
-`accelerate launch` processes share the work.
+GeoJSON as QuPath reads it, regions of slides a TIFF. A run of task mil takes each slide as a bag, or puts tiles into
+bags as its training did, by slide or else by patient; classes of bags become a predictions.csv, and of slides a picture
+of attention. The same command goes on where it was stopped; under `accelerate launch` processes share the work.
 """
 
 import hashlib
@@ -19,6 +20,7 @@ from typing import Any, Literal
 
 try:
     import downstream
+    from downstream.bag_predictions import ATTENTION, BagClasses
     from downstream.inference import TrainedTask
     from downstream.pieces import OVERVIEWS, PIECES, POLYGONS, REGIONS, Slides
     from downstream.predictions import LABELS, PARTS, PREVIEW, PROBABILITIES, TABLE, TYPES, Classes, Maps, scale_notes
@@ -35,8 +37,10 @@ except ModuleNotFoundError as error:
     sys.exit(f"error: {error.name!r} is not installed: run `pip install -e .` in nucleate's folder.")
 
 NOTE = "predict.json"
-LAYOUT = Layout(NOTE, (LABELS, TYPES, PROBABILITIES, PARTS, POLYGONS, REGIONS, OVERVIEWS, PIECES), (TABLE, PREVIEW))
-Product = Maps | Classes | Slides
+LAYOUT = Layout(
+    NOTE, (LABELS, TYPES, PROBABILITIES, PARTS, POLYGONS, REGIONS, OVERVIEWS, PIECES, ATTENTION), (TABLE, PREVIEW)
+)
+Product = Maps | Classes | Slides | BagClasses
 
 
 @dataclass
@@ -68,7 +72,7 @@ class PredictSettings:
     image: str | None = None
     """one image file instead of tiles"""
     slide: str | None = None
-    """a slide, a folder of them or a slides.csv instead; windows are streamed and nuclei stitched"""
+    """a slide, a folder of them or a slides.csv instead; windows are streamed and nuclei stitched; of mil a bag each"""
     probabilities: bool = False
     """of task segment: keep the probability of every class at every pixel as well, float16 .npy"""
     out: str | None = None
@@ -135,18 +139,22 @@ def _open(settings: PredictSettings) -> tuple[TrainedTask, Product, list[str]]:
             f"--data.split {settings.data.split} is of tiles and does not go with {given[0]}; leave it out."
         )
     task = downstream.load(settings.run)
-    if task.judges_bags:
+    if task.judges_bags and settings.image is not None:
         raise InputError(
-            f"{settings.run} is of task mil, which judges bags and not single tiles; in Python, "
-            "downstream.load(RUN).predict_slide(PATH) or .predict_bag(TILES) says what it makes of them."
+            f"--image {settings.image} is no bag, which {settings.run} of task mil judges; name slides by --slide, or "
+            "tiles by --data.tiles."
         )
-    if settings.probabilities and (task.nuclei or task.classes_tiles or settings.slide):
+    if settings.probabilities and (task.nuclei or task.classes_tiles or task.judges_bags or settings.slide):
         raise InputError("--probabilities is of task segment on tiles or an image; leave it out.")
     if settings.slide is not None:
         rows = list_slides(Path(settings.slide))
+        if task.judges_bags:
+            return task, BagClasses.of_slides(task, rows, settings.data.mpp), []
         return task, Slides(task, rows, settings.data.mpp), []
     tiles = _image(settings) if settings.image is not None else _tiles(settings, task)
     notes = scale_notes(task, tiles)
+    if task.judges_bags:
+        return task, BagClasses.of_tiles(task, tiles), notes
     if task.classes_tiles:
         return task, Classes(task, tiles, settings.data.on_bad), notes
     return task, Maps(task, tiles, settings.probabilities), notes
@@ -186,9 +194,9 @@ def _plan(settings: PredictSettings, task: TrainedTask, product: Product) -> dic
     names = hashlib.sha256()
     for index in range(len(product)):
         names.update(f"{[str(file) for file in product.files(index)]}\n".encode())
-    if isinstance(product, Classes):
-        for entry in product.tiles.entries:
-            names.update(f"{entry.key}\n".encode())
+    if isinstance(product, Classes | BagClasses):
+        for name in product.inputs():
+            names.update(f"{name}\n".encode())
     place = settings.data.tiles or settings.image or settings.slide
     return {
         "the input": str(local_place(str(place)) or place),

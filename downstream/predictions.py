@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +54,7 @@ class Maps:
                 named = (
                     (number, self.task.types[kind - 1]) for number, kind in enumerate(found.types.tolist()) if kind
                 )
-                _write_rows(path, [("id", "type"), *named])
+                write_rows(path, [("id", "type"), *named])
                 continue
             assert found.probabilities is not None
             with writing(path), written_whole(path) as file:
@@ -113,21 +113,22 @@ class Classes:
                 continue
             assert found.probabilities is not None
             rows.append([entry.key, found.label, *(f"{value:.6g}" for value in found.probabilities)])
-        _write_rows(folder / self.files(index)[0], rows)
+        write_rows(folder / self.files(index)[0], rows)
+
+    def inputs(self) -> Iterator[str]:
+        """The names of what is looked at, which those of the files do not tell."""
+        return (entry.key for entry in self.tiles.entries)
 
     def describe(self) -> str:
         return self.tiles.describe()
 
     def conclude(self, made: list[int], folder: Path) -> None:
         """Join the parts to the table, and write the picture of the first tiles."""
-        rows = []
-        for index in made:
-            with (folder / self.files(index)[0]).open(encoding="utf-8", newline="") as file:
-                rows += list(csv.reader(file))
+        rows = read_rows(folder / self.files(index)[0] for index in made)
         if not rows:
             raise InputError(f"None of the {len(self.tiles)} tiles could be read; the reasons are above.")
         classes = self.task.card["classes"]
-        _write_rows(folder / TABLE, [["tile", "label", *(f"p_{name}" for name in classes)], *rows])
+        write_rows(folder / TABLE, [["tile", "label", *(f"p_{name}" for name in classes)], *rows])
         number_of = {entry.key: k for k, entry in enumerate(self.tiles.entries)}
         pictures = []
         for key, label, *values in rows[:SHOWN]:
@@ -148,22 +149,24 @@ def scale_notes(task: TrainedTask, tiles: TileSet) -> list[str]:
         return [f"The network learned at {names} µm/px: a tile is read at the finest of these no finer than it is."]
     if task.mpp is None:
         return [f"{task.path.name} does not say at which µm/px it learned; tiles are read as they are."]
-    notes = []
+    notes, whole = [], task.classes_tiles or task.judges_bags
     for mpp, count in tiles.entries.facts("mpp").counts().items():
         some = f"{count} tile{'' if count == 1 else 's'} of"
         if mpp is None:
             notes.append(f"{some} unknown µm/px: taken to be of {task.mpp:g} µm/px, as the network learned at.")
         elif step_to(task.mpp, mpp, f"{count} of the tiles") != 1:
-            notes.append(f"{some} {mpp:g} µm/px: read at the {task.mpp:g} of the training, maps keep their own pixels.")
+            shown = f"shown whole, as {task.card['tile_size']} px, to a network that learned at {task.mpp:g}."
+            read = f"read at the {task.mpp:g} of the training, maps keep their own pixels."
+            notes.append(f"{some} {mpp:g} µm/px: {shown if whole else read}")
         elif mpp != task.mpp:
             notes.append(f"{some} {mpp:g} µm/px: read as they are by a network that learned at {task.mpp:g}.")
-    return notes + _field_notes(task, tiles)
+    return notes + (_field_notes(task, tiles) if whole else [])
 
 
 def _field_notes(task: TrainedTask, tiles: TileSet) -> list[str]:
-    """A classifier looks at whole tiles, resized to its side: their width in µm counts."""
+    """A classifier of tiles or bags looks at whole tiles, resized to its side: their width in µm counts."""
     learned, first = task.card.get("tile_pixels"), tiles.entries[0]
-    if not task.classes_tiles or task.mpp is None or not learned or first.mpp is None:
+    if task.mpp is None or not learned or first.mpp is None:
         return []
     own, wanted = tiles.image(0).shape[2] * first.mpp, learned[1] * task.mpp
     if abs(own / wanted - 1) <= MPP_TOLERANCE:
@@ -172,6 +175,15 @@ def _field_notes(task: TrainedTask, tiles: TileSet) -> list[str]:
         f"Tile {first.key} is {own:.4g} µm wide, those of the training {wanted:.4g}; both are shown to the network as "
         f"{task.card['tile_size']} px, so that nuclei are {wanted / own:.2f} times as large as it knows them."
     ]
+
+
+def read_rows(parts: Iterable[Path]) -> list[list[str]]:
+    """The rows of tables without header, one after the other."""
+    rows = []
+    for part in parts:
+        with part.open(encoding="utf-8", newline="") as file:
+            rows += list(csv.reader(file))
+    return rows
 
 
 def with_folder(path: Path) -> Path:
@@ -193,7 +205,12 @@ def write_picture(path: Path, picture: Image.Image) -> None:
         file.write(data.getvalue())
 
 
-def _write_rows(path: Path, rows: Iterable[Sequence[object]]) -> None:
+def write_rows(path: Path, rows: Iterable[Sequence[object]]) -> None:
+    """Write a table as CSV, whole or not at all.
+
+    Raises:
+        InputError: it cannot be written.
+    """
     text = io.StringIO(newline="")
     csv.writer(text).writerows(rows)
     with writing(path), written_whole(path) as file:

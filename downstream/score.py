@@ -3,8 +3,8 @@
     python downstream/score.py PRED LABELS [--metric aji,pq]
 
 PRED is a folder that downstream/predict.py wrote, or label maps of another program. LABELS are tiles with their masks
-or labels (tiles.csv, shards, NAME:PATH), or a plain folder of label maps; names without suffix must be the same. A
-table is printed; scores.json and report.html go to PRED.
+or labels (tiles.csv, shards, NAME:PATH), a plain folder of label maps, or of bags also a slides.csv; names without
+suffix must be the same. A table is printed; scores.json and report.html go to PRED.
 """
 
 import json
@@ -18,7 +18,7 @@ try:
     from downstream.cases import SHOWN, extremes, side_by_side
     from downstream.predictions import LABELS, TABLE
     from downstream.scoring import Scored, score_classes, score_nuclei, score_regions
-    from downstream.truths import match_maps, open_truth, read_note
+    from downstream.truths import labelled_bags, match_maps, open_truth, read_note
     from downstream.type_names import refuse_other_labels
     from histo.encoders.files import libraries, write_text
     from histo.errors import InputError, writing
@@ -33,7 +33,13 @@ except ModuleNotFoundError as error:
 
 FORMAT = 1
 # Of a card, as tasks.
-KINDS = {"instances": "instances", "regions": "segment", "classifier": "classify", "similarity": "classify"}
+KINDS = {
+    "instances": "instances",
+    "regions": "segment",
+    "classifier": "classify",
+    "similarity": "classify",
+    "bag classifier": "mil",
+}
 POLICIES = {"instances": EMPTY_TILES, "segment": ABSENT_CLASSES}
 
 
@@ -45,14 +51,14 @@ class ScoreSettings:
     """folder of the predictions; the same as naming it first"""
     labels: str | None = None
     """labelled tiles or a folder of label maps; the same as naming it second"""
-    task: Literal["instances", "segment", "classify"] | None = None
+    task: Literal["instances", "segment", "classify", "mil"] | None = None
     """what the predictions are; null: as predict.py noted"""
     metric: list[str] | str | None = None
     """only these scores by their names, and those whose names go on with _ (dice: also dice_CLASS); null: all"""
     split: str | None = None
     """only the tiles of this split; predictions of other splits are then passed over"""
     group: list[str] = field(default_factory=list)
-    """of classify: labels joined to classes, CLASS=LABEL,LABEL …, as in the training"""
+    """of classify and mil: labels joined to classes, CLASS=LABEL,LABEL …, as in the training"""
     classes: list[str] | None = None
     """of segment: names of the values 0, 1, …; null: as predict.py noted"""
     ignore: int | None = None
@@ -142,10 +148,15 @@ def _task(settings: ScoreSettings, folder: Path, note: dict[str, Any]) -> str:
 
 def _scored(settings: ScoreSettings, folder: Path, note: dict[str, Any], task: str) -> Scored:
     assert settings.labels is not None
-    if settings.group and task != "classify":
+    if settings.group and task not in ("classify", "mil"):
         raise InputError(f"--group joins labels of tiles and does not go with task {task}; leave it out.")
     if (settings.classes is not None or settings.ignore is not None) and task != "segment":
         raise InputError(f"--classes and --ignore are of task segment and do not go with {task}; leave them out.")
+    if task == "mil":
+        bags = labelled_bags(settings.labels, settings.split, settings.group)
+        scored = score_classes(folder / TABLE, bags, settings.split, [], settings.labels)
+        scored.draw = lambda _: None  # no single tile shows a bag
+        return scored
     if task == "classify":
         if not is_described(settings.labels):
             raise InputError(f"{settings.labels} has no tiles.csv with labels; name labelled tiles.")
@@ -211,7 +222,7 @@ def _report(scored: Scored, facts: dict[str, Any], notes: list[str], task: str) 
     if task in POLICIES:
         report.text(POLICIES[task])
     if scored.confusion:
-        unit = "pixels" if task == "segment" else "images"
+        unit = {"segment": "pixels", "mil": "bags"}.get(task, "images")
         report.heading("Which classes are taken for which")
         report.matrix(scored.names, scored.confusion, f"Number of {unit}, and share of the true class.")
     chosen = {name: case[scored.chosen] for name, case in scored.cases.items()}

@@ -3,18 +3,21 @@
 import csv
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from downstream.bagging import in_bags
 from downstream.predictions import LABELS, TABLE
 from histo.errors import InputError
 from histo.masks import mask_files, read_instances
 from histo.running.outputs import result_names
-from histo.tiles import Tile, TileSet, is_described, open_tiles
+from histo.slides.tables import list_slides, slides_source
+from histo.tiles import Tile, TileEntry, TileSet, is_described, open_tiles
+from histo.tiles.classes import grouped, read_groups, resolved
 from histo.tiles.owners import owner_of
 
 
@@ -67,6 +70,34 @@ def open_truth(named: str, split: str | None, mpp: float | None) -> tuple[list[T
     return [_truth(tiles, k, names[k]) for k in chosen], set(names) - {names[k] for k in chosen}
 
 
+def labelled_bags(named: str, split: str | None, group: list[str]) -> TileSet:
+    """Entries of labelled bags, whose labels are their classes: slides of a table, or tiles as training puts them.
+
+    Args:
+        split: the one to score; None: splits do not matter.
+        group: labels joined to classes, as `--data.group` of the training.
+
+    Raises:
+        InputError: nothing usable there, no label, tiles that belong to no bag, or groups that do not fit.
+    """
+    table, entries = Path(named), list[TileEntry]()
+    slides = table.suffix.lower() == ".csv"
+    if slides:
+        source = slides_source(table)
+        for row in list_slides(table):
+            entries.append(TileEntry(row.path, row.key, source, row.patient, row.mpp, row.label, row.split, None))
+    else:
+        entries = list(open_tiles(named, cache_mb=0).entries)
+    for entry in entries:
+        if entry.label is None:
+            raise InputError(f"{entry.key} of {named} has no label to score by; fill the column label of its table.")
+    labels = [str(entry.label) for entry in entries]
+    classes = grouped(labels, resolved(read_groups(group), labels), named)
+    if slides:
+        return TileSet([replace(entry, label=name) for entry, name in zip(entries, classes, strict=True)])
+    return TileSet(in_bags(entries, classes, any_split=split is None)[0])
+
+
 def match_maps(folder: Path, truths: Sequence[Truth], others: set[str], labels: str) -> dict[str, Path]:
     """The label map of every tile, from PRED/labels or PRED.
 
@@ -108,7 +139,7 @@ def read_note(folder: Path) -> dict[str, Any]:
 
 
 def read_predictions(path: Path) -> tuple[list[str], dict[str, list[float]]]:
-    """The classes of a predictions.csv, and the probabilities of each tile.
+    """The classes of a predictions.csv, and the probabilities of each tile or bag.
 
     Raises:
         InputError: a missing or damaged table.
@@ -122,10 +153,14 @@ def read_predictions(path: Path) -> tuple[list[str], dict[str, list[float]]]:
         raise InputError(f"{path} cannot be read as comma-separated UTF-8 ({error}); predict again.") from error
     header = lines[0] if lines else []
     classes = [name.removeprefix("p_") for name in header[2:]]
-    if header[:2] != ["tile", "label"] or len(classes) < 2 or not all(name.startswith("p_") for name in header[2:]):
+    if (
+        header[:2] not in (["tile", "label"], ["bag", "label"])
+        or len(classes) < 2
+        or not all(name.startswith("p_") for name in header[2:])
+    ):
         raise InputError(
-            f"{path} has the columns {', '.join(header)[:120] or 'none'}, expected tile, label, and p_CLASS of each "
-            "class; predict again."
+            f"{path} has the columns {', '.join(header)[:120] or 'none'}, expected tile or bag, label, and p_CLASS of "
+            "each class; predict again."
         )
     rows: dict[str, list[float]] = {}
     for number, line in enumerate(lines[1:], start=2):

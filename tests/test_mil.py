@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from slide_specimens import tissue_on_glass, write_slide
 
 import downstream
-from downstream import predict
+from downstream import predict, score
 from downstream.aggregation import evaluate
 from downstream.attention import OPACITY, TITLE, colours, contact_sheet, heat_map
+from downstream.bag_networks import BagPrediction
 from downstream.bagging import in_bags, open_bags
 from downstream.bags import BagSettings, fit
 from downstream.features import _key
@@ -74,10 +76,85 @@ def test_patients_are_told_apart_by_a_third_of_their_tiles(run: Path) -> None:
     assert "What the scored bags are judged by" in (run / "report.html").read_text()
 
 
-def test_bags_are_no_business_of_predict(run: Path, folder: Path, tmp_path: Path) -> None:
-    arguments = [str(run / "seed0"), "--data.tiles", str(folder), "--out", str(tmp_path / "out")]
-    with pytest.raises(InputError, match="is of task mil, which judges bags"):
-        predict.main(arguments)
+def rows_of(out: Path) -> list[dict[str, str]]:
+    with (out / "predictions.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def assert_says(row: dict[str, str], found: BagPrediction) -> None:
+    assert row["label"] == found.label
+    said = [float(row[f"p_{name}"]) for name in ("case", "control")]
+    assert said == pytest.approx(found.probabilities.tolist(), abs=2e-6)
+
+
+def test_predict_bags_tiles_by_patient_as_training_does(run: Path, folder: Path, tmp_path: Path) -> None:
+    arguments = [str(run / "seed0"), "--data.tiles", str(folder), "--data.split", "test", "--out", str(tmp_path / "o")]
+    predict.main(arguments)
+    task, tiles, rows = downstream.load(run / "seed0"), open_tiles(folder), rows_of(tmp_path / "o")
+    assert [list(row)[:2] for row in rows] == [["bag", "label"]] * 4
+    assert [row["bag"] for row in rows] == ["p08", "p09", "p10", "p11"]
+    for row in rows:
+        assert_says(row, task.predict_bag([tile.image for tile in tiles if tile.patient == row["bag"]]))
+    score.main([str(tmp_path / "o"), str(folder), "--split", "test"])
+    scored = json.loads((tmp_path / "o" / "scores.json").read_text())["scores"]
+    trained = json.loads((run / "seed0" / "metrics.json").read_text())["scores"]
+    for name in ("accuracy", "auroc", "balanced_accuracy", "ece"):
+        assert scored[name] == pytest.approx(trained[name], abs=1e-5)
+    with pytest.raises(InputError, match=r"--data.split is None, but .* was begun with 'test'"):
+        predict.main([*arguments[:3], *arguments[5:]])
+
+
+def test_predict_takes_each_slide_as_a_bag(run: Path, tmp_path: Path) -> None:
+    """Those of unknown µm/px too, by slides.csv or by --data.mpp; a call that goes on makes only what is missing."""
+    (tmp_path / "in").mkdir()
+    first = write_slide(tmp_path / "in" / "a.tif", tissue_on_glass(1, 1, side=320))
+    second = write_slide(tmp_path / "in" / "b.tif", tissue_on_glass(1, 1, side=448), mpp=None)
+    (tmp_path / "in" / "slides.csv").write_text("path,mpp\na.tif,\nb.tif,0.4\n")
+    out, task = tmp_path / "out", downstream.load(run / "seed0")
+    arguments = [str(run / "seed0"), "--slide", str(tmp_path / "in"), "--out", str(out)]
+    predict.main(arguments)
+    rows = rows_of(out)
+    assert [row["bag"] for row in rows] == ["a.tif", "b.tif"]
+    expected = [task.predict_slide(first), task.predict_slide(second, slide_mpp=0.4)]
+    for row, found in zip(rows, expected, strict=True):
+        assert_says(row, found)
+    assert expected[1].boxes is not None
+    assert (expected[1].boxes[:, 2] - expected[1].boxes[:, 0] == 80).all()  # 64 px at 0.5 µm/px, of 0.4
+    pictures = [out / "attention" / f"{name}.jpg" for name in "ab"]
+    before = {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in [*pictures, *(out / "parts").iterdir()]}
+    pictures[1].unlink()
+    predict.main(arguments)
+    for file, (content, touched) in before.items():
+        assert file.read_bytes() == content
+        assert (file.stat().st_mtime_ns == touched) is (file.stem in ("a", "000000"))
+    wrong = "control" if rows[1]["label"] == "case" else "case"
+    table = tmp_path / "in" / "slides.csv"
+    table.write_text(f"path,label\na.tif,{rows[0]['label']}\nb.tif,{wrong}\n")
+    score.main([str(out), str(table)])
+    assert json.loads((out / "scores.json").read_text())["scores"]["accuracy"] == 0.5
+    table.write_text(f"path,label\na.tif,{rows[0]['label']}\nb.tif,\n")
+    with pytest.raises(InputError, match=r"b\.tif of .* has no label to score by"):
+        score.main([str(out), str(table)])
+    alone = [str(run / "seed0"), "--slide", str(second), "--out", str(tmp_path / "alone")]
+    with pytest.raises(InputError, match=r"b\.tif does not say"):
+        predict.main(alone)
+    predict.main([*alone, "--data.mpp", "0.4"])
+    assert rows_of(tmp_path / "alone") == rows[1:]
+
+
+def test_a_table_of_slides_as_tiles_gives_the_same_bags(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    write_slide(tmp_path / "in" / "a.tif", tissue_on_glass(1, 1, side=448), mpp=None)
+    (table := tmp_path / "in" / "slides.csv").write_text("path,mpp\na.tif,0.4\n")
+    for option, place in (("--slide", table), ("--data.tiles", table)):
+        predict.main([str(run / "seed0"), option, str(place), "--out", str(tmp_path / option[2:])])
+    for file in ("predictions.csv", "attention/a.jpg"):
+        assert (tmp_path / "slide" / file).read_bytes() == (tmp_path / "data.tiles" / file).read_bytes()
+
+
+def test_one_image_is_no_bag(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--image a.png is no bag, which .* of task mil judges; name slides"):
+        predict.main([str(run / "seed0"), "--image", "a.png", "--out", str(tmp_path / "out")])
 
 
 def test_what_is_loaded_says_what_was_scored(run: Path, folder: Path) -> None:

@@ -16,6 +16,8 @@ from slide_specimens import tissue_on_glass, write_slide
 from torch.nn import functional as F
 
 import downstream
+from downstream.bag_networks import BagNetwork, write_bag_network
+from downstream.bags import BagClassifier, BagSettings
 from downstream.inference import Prediction, TrainedTask
 from downstream.pieces import NOWHERE, Slides, of_core
 from downstream.predict import main
@@ -95,6 +97,19 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("classifier")
     card = {"mpp": 0.5, "tile_pixels": [96, 96]}
     return write_classifier(network, start.architecture, ["benign", "malignant"], 64, card, folder)
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier of bags with random weights, likewise."""
+    start = encoders.start("none", "own", "test_resnet", seed=0)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        width = pooled(start.encoder.eval()(torch.zeros(1, 3, 64, 64))).shape[1]
+    head = BagClassifier(width, 2, BagSettings(), torch.zeros(width), torch.ones(width))
+    network = BagNetwork(start.encoder, head, (0.5,) * 3, (0.5,) * 3, bf16=False)
+    folder = tmp_path_factory.mktemp("judge")
+    return write_bag_network(network, start.architecture, ["benign", "malignant"], 64, {"mpp": 0.5}, folder)
 
 
 def test_nuclei_of_tiles_are_those_of_predict(finder: Path, tissue: Path, tmp_path: Path) -> None:
@@ -190,7 +205,14 @@ def test_an_image_of_another_scale(finder: Path, tmp_path: Path, capsys: pytest.
         main([*arguments, "--data.mpp", "1", "--overwrite"])
 
 
-@pytest.mark.parametrize(("mpp", "words"), [(None, "unknown µm/px: taken to be of 0.5"), (0.505, "read as they are")])
+@pytest.mark.parametrize(
+    ("mpp", "words"),
+    [
+        (None, "unknown µm/px: taken to be of 0.5"),
+        (0.505, "read as they are"),
+        (0.25, "shown whole, as 64 px, to a network that learned at 0.5"),
+    ],
+)
 def test_scales_are_told(
     classifier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], mpp: float | None, words: str
 ) -> None:
@@ -280,14 +302,17 @@ def test_regions_of_a_slide_and_a_call_that_goes_on(divider: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_two_processes_predict_what_one_does(divider: Path, classifier: Path, tissue: Path, tmp_path: Path) -> None:
+def test_two_processes_predict_what_one_does(
+    divider: Path, classifier: Path, judge: Path, tissue: Path, tmp_path: Path
+) -> None:
     """With random weights: what matters is that the shares of tiles and of slides make the same whole."""
     slides = tmp_path / "slides"
     slides.mkdir()
     for number in (1, 2):
         write_slide(slides / f"{number}.tif", tissue_on_glass(number, 1, side=320))
     tiles = ["--data.tiles", str(tissue)]
-    for run, named in ((divider, tiles), (classifier, tiles), (divider, ["--slide", str(slides)])):
+    of_slides = ["--slide", str(slides)]
+    for run, named in ((divider, tiles), (classifier, tiles), (divider, of_slides), (judge, of_slides)):
         written = []
         for launcher in (ALONE, PAIR):
             out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
