@@ -40,6 +40,10 @@ class Prediction:
         regions: uint8 [H, W], the class of every pixel.
         instances: int32 [H, W], nuclei, 0 = background.
         types: uint8 [n + 1], types of nuclei by id, from 1 in the order of the card's `types`; entry 0 unused.
+        nucleus_probabilities: float32 [n + 1] in [0, 1], by id, that it is a nucleus: the mean over its pixels, or the
+            score of head maskrcnn; entry 0 unused.
+        type_probabilities: float32 [n + 1, T], by id, of the card's `types`: the mean over the nucleus's pixels, while
+            `types` has what most of them are of; row 0 unused, the others add up to 1.
     """
 
     label: str | None = None
@@ -47,6 +51,8 @@ class Prediction:
     regions: NDArray[np.uint8] | None = None
     instances: NDArray[np.int32] | None = None
     types: NDArray[np.uint8] | None = None
+    nucleus_probabilities: NDArray[np.float32] | None = None
+    type_probabilities: NDArray[np.float32] | None = None
 
 
 class TrainedTask:
@@ -138,8 +144,13 @@ class TrainedTask:
             return Prediction(probabilities=maps, regions=maps.argmax(0).astype(np.uint8))
         assert isinstance(self.network, instance_networks.InstanceNetwork)
         flips = bool(self.card.get("flips"))
-        instances, types = instance_networks.find_nuclei(self.network, levels, side, flips=flips, step=step)
-        return Prediction(instances=instances, types=types)
+        found = instance_networks.find_nuclei(self.network, levels, side, flips=flips, step=step)
+        return Prediction(
+            instances=found.instances,
+            types=found.types,
+            nucleus_probabilities=found.probabilities,
+            type_probabilities=found.type_probabilities,
+        )
 
     @property
     def bags(self) -> TrainedBags:

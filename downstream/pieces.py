@@ -70,7 +70,7 @@ class Surveyed:
 class Slides:
     """Nuclei of slides as polygons/NAME.geojson in pixels of the finest level, or regions/NAME.tif; overviews/NAME.jpg.
 
-    Where nuclei have types, these are their classes in QuPath.
+    Where nuclei have types, these are their classes in QuPath; how probable a nucleus is, is its measurement there.
 
     Args:
         core: side of the pieces; pixels, rounded to the grid of windows.
@@ -170,7 +170,8 @@ class Slides:
             return
         assert said.instances is not None
         own = of_core(said.instances, inner)
-        features = list(polygon_features(own, (top, left), found.scale, said.types, self.task.types))
+        likely = said.nucleus_probabilities
+        features = list(polygon_features(own, (top, left), found.scale, said.types, self.task.types, likely))
         with writing(path), written_whole(path) as file:
             file.write(json.dumps(features).encode())
 

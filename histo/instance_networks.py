@@ -17,7 +17,7 @@ from histo.dense import PIXELS, SHARED, Decoder, DenseNetwork
 from histo.encoders import architecture, build_pyramid, read_card, write_card
 from histo.errors import InputError
 from histo.maskrcnn import MaskRCNNHead, MaskRCNNSettings
-from histo.segmenters import DENSE, Head, Reading, feature_pyramid, levels_of, segment_typed
+from histo.segmenters import DENSE, FoundNuclei, Head, Reading, feature_pyramid, levels_of, segment_typed
 
 KIND = "instances"
 
@@ -147,17 +147,14 @@ class Flipped(nn.Module):
 
 def find_nuclei(
     network: InstanceNetwork, image: NDArray[np.uint8], tile: int, *, flips: bool, step: float = 1.0
-) -> tuple[NDArray[np.int32], NDArray[np.uint8] | None]:
-    """The nuclei of an image of any size and their types; see `histo.segmenters.segment_typed`.
+) -> FoundNuclei:
+    """The nuclei of an image of any size, their types and how probable they are; see `histo.segmenters.segment_typed`.
 
     Args:
         image: uint8 [3, H, W] RGB.
         tile: side of the tiles that the network was trained on; pixels, a multiple of 32.
         flips: look in four mirrorings and take the mean; not for head maskrcnn, whose detections have none.
         step: pixels of the image from one pixel of a window to the next.
-
-    Returns:
-        Instance map int32 [H, W]; types uint8 [n + 1] by its ids, from 1, None from a network that tells none.
     """
     if network.head == "maskrcnn":
         return segment_typed(network, image, tile, step=step)

@@ -355,11 +355,18 @@ def paint(
     Returns:
         int32 [H, W], ids 1, 2, … in the order of scores.
     """
+    return paint_scored(detections, size, min_score, min_area)[0]
+
+
+def paint_scored(
+    detections: Detections, size: tuple[int, int], min_score: float = 0.5, min_area: int = 12
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """`paint`, and the score of each nucleus that is drawn: float32 [n + 1] by its id, entry 0 unused."""
     canvas = np.zeros(size, np.int32)
     scores = detections.scores.cpu().numpy()
     boxes = detections.boxes.cpu().numpy().astype(np.float64)
     masks = detections.masks.cpu().numpy()
-    painted = 0
+    painted = [0.0]
     for k in np.argsort(-scores, kind="stable"):
         if scores[k] < min_score:
             break
@@ -369,9 +376,9 @@ def paint(
         window = canvas[rows, columns]
         nucleus = (down @ masks[k] @ across.T >= 0.5) & (window == 0)
         if nucleus.sum() >= min_area:
-            painted += 1
-            window[nucleus] = painted
-    return canvas
+            window[nucleus] = len(painted)
+            painted.append(float(scores[k]))
+    return canvas, np.array(painted, np.float32)
 
 
 def _weights(first: float, last: float, side: int, cells: int) -> tuple[slice, NDArray[np.float64]]:

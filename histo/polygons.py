@@ -47,6 +47,7 @@ def polygon_features(
     scale: float = 1.0,
     types: NDArray[np.integer] | None = None,
     names: Sequence[str] = (),
+    probabilities: NDArray[np.floating] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """The features of `write_polygons`, one by one, of a part of a larger picture, and of the nuclei's types if known.
 
@@ -57,6 +58,7 @@ def polygon_features(
         types: integer [K + 1], the type of each nucleus by its id, 0 where it is unknown: then, or without types, the
             class is Nucleus.
         names: of the types from 1, each of which has a colour of its own.
+        probabilities: float [K + 1], of each nucleus by its id; QuPath then has the measurement `probability`.
 
     Raises:
         InputError: not an instance map.
@@ -74,16 +76,20 @@ def polygon_features(
                 [[[round(value * scale, 2) for value in point] for point in ring] for ring in rings]
                 for rings in polygons
             ]
+        own = ids[number - 1]
+        properties = {
+            "objectType": "detection",
+            "classification": _class(0 if types is None else int(types[own]), names),
+        }
+        if probabilities is not None:
+            properties["measurements"] = {"probability": round(float(probabilities[own]), 4)}
         yield {
             "type": "Feature",
             "geometry": {
                 "type": "Polygon" if count == 1 else "MultiPolygon",
                 "coordinates": polygons[0] if count == 1 else polygons,
             },
-            "properties": {
-                "objectType": "detection",
-                "classification": _class(0 if types is None else int(types[ids[number - 1]]), names),
-            },
+            "properties": properties,
         }
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import ndimage
+from scipy.special import expit
 from skimage.segmentation import watershed
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -23,7 +24,7 @@ from histo.distances import instances_from_distances
 from histo.encoders import Architecture, architecture, build_pyramid, read_card
 from histo.errors import InputError
 from histo.flows import FLOW_SCALE, instances_from
-from histo.maskrcnn import Detections, MaskRCNNHead, MaskRCNNSettings, merged, paint
+from histo.maskrcnn import Detections, MaskRCNNHead, MaskRCNNSettings, merged, paint, paint_scored
 from histo.masks import renumber
 from histo.overlap import Band, Corner, Grid, at_side, blend, window_of, windows
 from histo.stitching import stitch
@@ -77,6 +78,25 @@ class Reading:
     types: Tensor | None = None
     pyramid: list[Tensor] | None = None
     detections: list[Detections] | None = None
+
+
+@dataclass
+class FoundNuclei:
+    """What a reader finds in an image of any size; by ids, entry 0 is unused.
+
+    Attributes:
+        instances: int32 [H, W], 0 = background.
+        types: uint8 [n + 1], from 1, the type of most pixels of each nucleus; None where the reader tells none.
+        probabilities: float32 [n + 1] in [0, 1]. Of head maskrcnn the detection's score, of another the mean over the
+            nucleus's pixels of the probability of being nuclear; None where the mask image alone tells.
+        type_probabilities: float32 [n + 1, T], the mean over the nucleus's pixels of the types' probabilities, which
+            add up to 1; None where the reader tells no types.
+    """
+
+    instances: NDArray[np.int32]
+    types: NDArray[np.uint8] | None = None
+    probabilities: NDArray[np.float32] | None = None
+    type_probabilities: NDArray[np.float32] | None = None
 
 
 def _group_norm(width: int) -> nn.GroupNorm:
@@ -238,7 +258,7 @@ def segment(
     Returns:
         Instance map, int32 [H, W].
     """
-    return segment_typed(reader, image, tile, batch, step=step)[0]
+    return segment_typed(reader, image, tile, batch, step=step).instances
 
 
 @torch.no_grad()
@@ -250,15 +270,11 @@ def segment_typed(
     *,
     step: float = 1.0,
     overlap: int | None = None,
-) -> tuple[NDArray[np.int32], NDArray[np.uint8] | None]:
-    """The nuclei of an image of any size, see `segment`, and the type that most pixels of each are of.
+) -> FoundNuclei:
+    """The nuclei of an image of any size, see `segment`, their types and how probable they are.
 
     Args:
         overlap: of neighbouring windows; pixels as the reader sees them, less than half a window. None: half.
-
-    Returns:
-        Instance map int32 [H, W]; types uint8 [n + 1] by its ids, from 1, entry 0 unused, None where the reader tells
-        none.
     """
     device = next(reader.parameters()).device
     window = window_of(tile, step)
@@ -273,7 +289,8 @@ def segment_typed(
                 cut = F.interpolate(cut, (tile, tile), mode="bilinear", antialias=True, align_corners=False)
             some = reader(cut / 127.5 - 1).detections or []
             found += [replace(one, boxes=one.boxes * (window / tile)) for one in some]
-        return paint(merged(found, corners, (window, window), size), size, min_area=SMALLEST), None
+        instances, scores = paint_scored(merged(found, corners, (window, window), size), size, min_area=SMALLEST)
+        return FoundNuclei(instances, probabilities=scores)
     type_map: NDArray[np.uint8] | None = None
     last: Reading | None = None
 
@@ -283,26 +300,37 @@ def segment_typed(
         types = None if last.types is None else last.types.float().softmax(1)
         return torch.cat([maps for maps in (last.mask, last.dense, types) if maps is not None], 1)
 
-    def untyped(bands: Iterator[Band]) -> Iterator[Band]:
-        """Bands without the types, which are noted pixel by pixel."""
+    def noted(bands: Iterator[Band]) -> Iterator[Band]:
+        """Bands with the probability of being nuclear before those of types; each pixel's likeliest type is noted."""
         nonlocal type_map
         for top, band in bands:
             assert last is not None
+            before = len(band) - _depth(last.types)
             if last.types is not None:
                 type_map = np.zeros(size, np.uint8) if type_map is None else type_map
-                count = last.types.shape[1]
-                type_map[top : top + band.shape[1]] = 1 + band[-count:].argmax(0)
-                band = band[:-count]
-            yield top, band
+                type_map[top : top + band.shape[1]] = 1 + band[before:].argmax(0)
+            yield top, band if last.dense is None else np.insert(band, before, expit(band[before - 1]), axis=0)
 
     def decoded(maps: NDArray[np.float32]) -> NDArray[np.int32]:
         assert last is not None
-        drawn = 0 if last.mask is None else 3
-        mask, dense = torch.from_numpy(maps[None]).split([drawn, len(maps) - drawn], 1)
+        drawn, seen = _depth(last.mask), _depth(last.dense)
+        mask, dense = torch.from_numpy(maps[None, : drawn + seen]).split([drawn, seen], 1)
         return instances_of(replace(last, mask=mask, dense=dense), 0)
 
-    instances = stitch(untyped(blend(at_side(look, tile), image, grid, batch)), size, decoded)
-    return instances, None if type_map is None else _majority(instances, type_map)
+    instances, means = stitch(noted(blend(at_side(look, tile), image, grid, batch)), size, decoded)
+    assert last is not None
+    before = means.shape[1] - _depth(last.types)
+    return FoundNuclei(
+        instances,
+        None if type_map is None else _majority(instances, type_map),
+        None if last.dense is None else means[:, before - 1],
+        None if last.types is None else means[:, before:],
+    )
+
+
+def _depth(maps: Tensor | None) -> int:
+    """How many values a pixel has."""
+    return 0 if maps is None else maps.shape[1]
 
 
 def _majority(instances: NDArray[np.int32], type_map: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -17,7 +17,7 @@ def stitch(
     *,
     core: int = 512,
     margin: int = 128,
-) -> NDArray[np.int32]:
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """Decode dense maps in pieces: a core of rows with a margin on either side.
 
     A nucleus is the core's that holds its first pixel; since neighbouring pieces read the same values, they agree on
@@ -33,17 +33,21 @@ def stitch(
         margin: rows beside it in pixels, more than the height of a nucleus.
 
     Returns:
-        int32 [H, W], ids 1, 2, …, n in the order of the nuclei's first pixels.
+        Instance map int32 [H, W], ids 1, 2, …, n in the order of the nuclei's first pixels; float32 [n + 1, C] by these
+        ids, the mean of every map over the pixels of each nucleus, entry 0 unused.
     """
     height, width = shape
     stitched = np.zeros(shape, dtype=np.int32)
     rows = _Rows(bands)
-    starts: list[int] = []  # of the nuclei so far, as a flat position
+    starts = [-1]  # of the background, which stays first, and of the nuclei so far, as a flat position
+    areas, sums = [1], list[NDArray[np.float64]]()  # of the same
     seen = 0  # rows that pieces have read
     for first in range(0, height, core):
         last = min(first + core, height)
         top, bottom = max(first - margin, 0), min(last + margin, height)
-        labels = decode(rows.read(top, bottom))
+        maps = rows.read(top, bottom)
+        labels = decode(maps)
+        sums = sums or [np.zeros(len(maps))]
         for number, place in enumerate(ndimage.find_objects(labels), start=1):
             if place is None or top + place[0].start >= last:
                 continue
@@ -52,22 +56,28 @@ def stitch(
             target = stitched[begin : top + place[0].stop, place[1]]
             known = max(seen - begin, 0)
             owner = _owner(target[:known][inside[:known]])
-            if owner:
-                continued = inside[known:] & (target[known:] == 0)
-                target[known:][continued] = owner
-                continue
-            # Close to the piece's upper end may lie what is left of a nucleus that an earlier piece saw whole.
             free = inside & (target == 0)
-            if begin >= first - margin // 2 and free.any():
+            if owner:
+                free[:known] = False
+            # Close to the piece's upper end may lie what is left of a nucleus that an earlier piece saw whole.
+            elif begin >= first - margin // 2 and free.any():
                 row, column = np.unravel_index(int(free.argmax()), free.shape)
+                owner = len(starts)
                 starts.append((begin + int(row)) * width + place[1].start + int(column))
-                target[free] = len(starts)
+                areas.append(0)
+                sums.append(np.zeros(len(maps)))
+            else:
+                continue
+            target[free] = owner
+            areas[owner] += int(free.sum())
+            sums[owner] += maps[:, *place][:, free].sum(1, dtype=np.float64)
         seen = bottom
-    table = np.zeros(len(starts) + 1, dtype=np.int32)
-    table[np.argsort(starts) + 1] = np.arange(1, len(starts) + 1)
+    order = np.argsort(starts)
+    table = np.zeros(len(starts), dtype=np.int32)
+    table[order] = np.arange(len(starts))
     for number in range(height):
         stitched[number] = table[stitched[number]]
-    return stitched
+    return stitched, (np.stack(sums) / np.array(areas)[:, None])[order].astype(np.float32)
 
 
 def _owner(ids: NDArray[np.int32]) -> int:

@@ -21,6 +21,7 @@ from histo.maskrcnn import (
     boxes_of,
     mask_targets,
     paint,
+    paint_scored,
     pool,
 )
 from histo.metrics import compare
@@ -351,10 +352,12 @@ def test_paint_against_full_canvases(least: float, area: int) -> None:
 
 def test_the_surer_nucleus_has_the_overlap() -> None:
     boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [5.0, 0.0, 15.0, 10.0], [8.0, 0.0, 16.0, 10.0]])
-    painted = paint(Detections(boxes, torch.tensor([0.6, 0.9, 0.7]), torch.ones(3, 28, 28)), (12, 20))
+    found = Detections(boxes, torch.tensor([0.6, 0.9, 0.7]), torch.ones(3, 28, 28))
+    painted, scores = paint_scored(found, (12, 20))
     expected = np.zeros((12, 20), np.int32)
     expected[:10, :5], expected[:10, 5:15] = 2, 1  # of the third, one column is left: less than twelve pixels
     np.testing.assert_array_equal(painted, expected)
+    np.testing.assert_array_equal(scores, np.array([0, 0.9, 0.6], np.float32))
 
 
 def test_nothing_detected_is_an_empty_map() -> None:

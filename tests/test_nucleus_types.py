@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.special import expit
 from skimage.measure import label
 from torch import Tensor, nn
 
@@ -18,6 +19,7 @@ from downstream.type_names import published_types, refuse_other_types
 from histo.errors import InputError
 from histo.instance_networks import Flipped, InstanceNetwork, InstanceSettings
 from histo.phantom import PhantomTissue
+from histo.randomness import draws
 from histo.segmenters import Reading, segment_typed
 from tests.published_specimens import pannuke
 
@@ -34,9 +36,8 @@ class Drawn(nn.Module):
         self.nothing = nn.Parameter(torch.zeros(()))
 
     def forward(self, image: Tensor) -> Reading:
-        nuclear = image[:, :1] > 0
         flow = torch.zeros(len(image), 2, *image.shape[2:])
-        dense = torch.cat([flow, torch.where(nuclear, 5.0, -5.0)], 1)
+        dense = torch.cat([flow, 5 * image[:, :1]], 1)
         green = image[:, 1]
         return Reading(None, dense, "flows", types=torch.stack([-green, green], 1))
 
@@ -53,11 +54,40 @@ def test_each_nucleus_has_the_type_of_most_of_its_pixels(monkeypatch: pytest.Mon
     monkeypatch.setattr(
         histo.segmenters, "instances_from", lambda flow, logits, **_: label(logits > 0).astype(np.int32)
     )
-    instances, types = segment_typed(Drawn(), image, 32)
+    found = segment_typed(Drawn(), image, 32)
+    instances, types = found.instances, found.types
     assert types is not None
     assert instances.max() == 2
     assert types.tolist() == [0, 1, 2]
     assert instances[20, 20] == 1
+
+
+def test_probabilities_are_means_over_the_pixels_of_nuclei(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a loop over nuclei and pixels, of an image of several windows and pieces."""
+    image = draws(0, "picture", 0).integers(0, 256, (3, 600, 70)).astype(np.uint8)
+    image[0] //= 4
+    for row, column in ((5, 5), (40, 30), (500, 10), (550, 50)):  # the third lies across a piece's end
+        image[0, row : row + 20, column : column + 15] |= 128
+
+    import histo.segmenters
+
+    monkeypatch.setattr(
+        histo.segmenters, "instances_from", lambda flow, logits, **_: label(logits > 0).astype(np.int32)
+    )
+    found = segment_typed(Drawn(), image, 32)
+    np.testing.assert_array_equal(found.instances, label(image[0] >= 128))
+    assert found.probabilities is not None
+    assert found.type_probabilities is not None
+    assert found.probabilities.dtype == found.type_probabilities.dtype == np.float32
+    assert (found.probabilities.shape, found.type_probabilities.shape) == ((5,), (5, 2))
+    levels = image / 127.5 - 1
+    for number in range(1, 5):
+        pixels = np.argwhere(found.instances == number)
+        nuclear = [expit(5 * levels[0, row, column]) for row, column in pixels]
+        second = [expit(2 * levels[1, row, column]) for row, column in pixels]  # the softmax over -green and green
+        assert found.probabilities[number] == pytest.approx(np.mean(nuclear), abs=1e-5)
+        assert found.type_probabilities[number] == pytest.approx([1 - np.mean(second), np.mean(second)], abs=1e-5)
+    np.testing.assert_allclose(found.type_probabilities[1:].sum(1), 1, atol=1e-5)
 
 
 def test_the_loss_looks_at_nuclei_of_known_type_alone() -> None:
@@ -111,7 +141,9 @@ def test_types_are_learned_and_scored_end_to_end(typed: Path, tmp_path: Path) ->
     found = downstream.load(tmp_path / "run").predict(PhantomTissue(0, size=100)[0].image)
     assert found.instances is not None
     assert found.types is not None
+    assert found.type_probabilities is not None
     assert len(found.types) == found.instances.max() + 1
+    assert found.type_probabilities.shape == (len(found.types), len(NAMES))
 
 
 @pytest.mark.parametrize("names", [["inflammatory", "neoplastic", *NAMES[2:]], NAMES[:4], ["tumour", *NAMES[1:]]])

@@ -30,6 +30,7 @@ from histo.encoders import architecture, write_card
 from histo.encoders.architectures import pooled
 from histo.errors import InputError
 from histo.instance_networks import InstanceNetwork, InstanceSettings, write_network
+from histo.maskrcnn import Detections
 from histo.masks import read_instances
 from histo.metrics import compare
 from histo.phantom import PhantomTissue
@@ -125,6 +126,33 @@ def test_nuclei_of_tiles_are_those_of_predict(finder: Path, tissue: Path, tmp_pa
     assert note["finished"]
     assert (note["made"], note["kind"], note["network"]["mpp"]) == (4, "instances", 0.5)
     assert Image.open(out / "preview.png").size[0] > 800
+
+
+def test_nuclei_have_probabilities(finder: Path) -> None:
+    """The mean of the sigmoid of the logits over the pixels of each; the image is one window."""
+    image = PhantomTissue(9, size=64)[0].image
+    found = downstream.load(finder).predict(image)
+    assert found.instances is not None
+    assert found.nucleus_probabilities is not None
+    assert found.type_probabilities is None
+    maps = darkness(torch.from_numpy(image)[None] / 127.5 - 1).sigmoid()[0, 0].numpy()
+    for number in range(1, found.instances.max() + 1):
+        expected = maps[found.instances == number].mean()
+        assert found.nucleus_probabilities[number] == pytest.approx(expected, abs=1e-4)
+    assert len(found.nucleus_probabilities) == found.instances.max() + 1 > 3
+
+
+def test_probabilities_of_head_maskrcnn_are_its_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    boxes = torch.tensor([[2.0, 2.0, 12.0, 12.0], [30.0, 30.0, 45.0, 45.0], [50.0, 5.0, 60.0, 15.0]])
+    seen = Detections(boxes, torch.tensor([0.6, 0.9, 0.4]), torch.ones(3, 28, 28))
+    forward = lambda network, image: Reading(None, None, "maskrcnn", detections=[seen] * len(image))  # noqa: E731
+    network = InstanceNetwork(InstanceSettings("test_resnet", head="maskrcnn", pyramid_width=32))
+    write_network(tmp_path / "instances.safetensors", network, {"tile_size": 64})
+    monkeypatch.setattr(InstanceNetwork, "forward", forward)
+    found = downstream.load(tmp_path / "instances.safetensors").predict(np.zeros((64, 64, 3), np.uint8))
+    assert found.instances is not None
+    assert found.nucleus_probabilities == pytest.approx([0, 0.9, 0.6])  # what is below 0.5 is not drawn
+    assert (found.instances[35, 35], found.instances[5, 5], found.instances.max()) == (1, 2, 2)
 
 
 def test_a_stopped_call_goes_on(finder: Path, tissue: Path, tmp_path: Path) -> None:
@@ -273,12 +301,17 @@ def test_nuclei_of_a_slide_are_those_of_the_whole(finder: Path, tmp_path: Path) 
     product = Slides(task, [row], None, core=192)
     assert (product.core, product.margin, product.overlap) == (192, 144, 16)
     product.make(0, tmp_path / "out")
-    whole = task.predict(picture).instances
+    at_once = task.predict(picture)
+    whole, probabilities = at_once.instances, at_once.nucleus_probabilities
     assert whole is not None
+    assert probabilities is not None
     found = read_instances(tmp_path / "out" / "polygons" / "slide.geojson", picture.shape[:2])
     scores = compare(whole, found)
     assert scores.true_nuclei == scores.predicted_nuclei > 5
     assert scores.aji > 0.99
+    features = json.loads((tmp_path / "out" / "polygons" / "slide.geojson").read_text())["features"]
+    measured = [feature["properties"]["measurements"]["probability"] for feature in features]
+    assert sorted(measured) == pytest.approx(sorted(probabilities[1:].tolist()), abs=0.01)
     assert Image.open(tmp_path / "out" / "overviews" / "slide.jpg").size[0] > 10
 
 

@@ -50,7 +50,7 @@ def test_pieces_of_a_phantom_give_the_nuclei_of_the_whole(
     phantom: tuple[NDArray[np.float32], NDArray[np.int32]], core: int, rows: int
 ) -> None:
     maps, whole = phantom
-    stitched = stitch(in_bands(maps, rows), whole.shape, read, core=core, margin=64)
+    stitched, _ = stitch(in_bands(maps, rows), whole.shape, read, core=core, margin=64)
     assert whole.max() > 100
     assert stitched.max() == whole.max()
     assert same_nuclei(stitched, whole)
@@ -58,7 +58,7 @@ def test_pieces_of_a_phantom_give_the_nuclei_of_the_whole(
 
 def test_ids_follow_the_first_pixels(phantom: tuple[NDArray[np.float32], NDArray[np.int32]]) -> None:
     maps, whole = phantom
-    stitched = stitch(in_bands(maps, 16), whole.shape, read, core=64, margin=64)
+    stitched, _ = stitch(in_bands(maps, 16), whole.shape, read, core=64, margin=64)
     ids, first = np.unique(stitched, return_index=True)
     np.testing.assert_array_equal(ids, np.arange(stitched.max() + 1))
     assert (np.diff(first[1:]) > 0).all()
@@ -71,14 +71,24 @@ def test_a_nucleus_longer_than_pieces_is_one() -> None:
     maps[0, 62:67, 30:34] = 1  # across a core's end
     maps[0, 64:70, 40:44] = 1  # begins with a core
     maps[0, 395:, 40:44] = 1
-    stitched = stitch(in_bands(maps, 10), (400, 60), components, core=64, margin=16)
+    stitched, _ = stitch(in_bands(maps, 10), (400, 60), components, core=64, margin=16)
     assert same_nuclei(stitched, components(maps))
+
+
+def test_means_are_those_of_the_stitched_nuclei() -> None:
+    maps = np.random.default_rng(0).normal(size=(2, 400, 60)).astype(np.float32)
+    maps[0] = -1
+    maps[0, 10:390, 10:20] = maps[0, 62:67, 30:34] = maps[0, 5:9, 40:44] = 1  # one through all pieces, one across two
+    stitched, means = stitch(in_bands(maps, 10), (400, 60), components, core=64, margin=16)
+    assert (means.dtype, means.shape) == (np.float32, (4, 2))
+    for number in (1, 2, 3):
+        np.testing.assert_allclose(means[number], maps[:, stitched == number].mean(1), atol=1e-6)
 
 
 def test_nothing_and_everything() -> None:
     for value, nuclei in ((-1, 0), (1, 1)):
         maps = np.full((1, 100, 20), value, dtype=np.float32)
-        stitched = stitch(in_bands(maps, 30), (100, 20), components, core=32, margin=8)
+        stitched, _ = stitch(in_bands(maps, 30), (100, 20), components, core=32, margin=8)
         assert stitched.dtype == np.int32
         assert len(np.unique(stitched)) == 1
         assert stitched.max() == nuclei
@@ -96,7 +106,7 @@ def test_what_decoding_gets_wrong_at_the_edge_of_a_piece_stays_out() -> None:
             labels[row, 55:58] = labels.max() + 1
         return labels
 
-    stitched = stitch(in_bands(maps, 300), (300, 60), decode, core=64, margin=16)
+    stitched, _ = stitch(in_bands(maps, 300), (300, 60), decode, core=64, margin=16)
     specks = stitched[:, 55:58].any(axis=1)
     assert np.flatnonzero(specks).tolist() == [0, 299]  # the image's own edges
     stitched[:, 55:58] = 0
@@ -115,6 +125,6 @@ def test_a_nucleus_is_kept_whose_first_row_is_in_doubt() -> None:
             labels[place[0].start] = 0
         return labels
 
-    stitched = stitch(in_bands(maps, 32), (128, 20), decode, core=64, margin=16)
+    stitched, _ = stitch(in_bands(maps, 32), (128, 20), decode, core=64, margin=16)
     assert stitched.max() == 1
     np.testing.assert_array_equal(stitched > 0, maps[0] > 0)

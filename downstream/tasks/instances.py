@@ -139,7 +139,8 @@ class Instances:
     def find(self, network: InstanceNetwork, tile: Tile) -> tuple[NDArray[np.int32], NDArray[np.uint8] | None]:
         """The nuclei of a tile of any size, int32 [H, W], and their types by id, uint8 [n + 1]."""
         step = step_to(self.mpp, tile.mpp, tile.key)
-        return find_nuclei(network, tile.image, self.tile_size, flips=self.settings.flips, step=step)
+        found = find_nuclei(network, tile.image, self.tile_size, flips=self.settings.flips, step=step)
+        return found.instances, found.types
 
     def evaluate(self, network: nn.Module, tiles: TileSet) -> Evaluation:
         assert isinstance(network, InstanceNetwork)
