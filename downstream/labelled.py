@@ -242,7 +242,7 @@ def divided(
         warnings = [f"{whose} are in two parts, so that scores are too high", *warnings]
     if warnings:
         facts["warning"] = "; ".join(warnings)
-    share = 0.0 if extra is None else settings.extra_share
+    of_extra = 0.0 if extra is None else settings.extra_share
     return Labelled(
         tiles,
         parts,
