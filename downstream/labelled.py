@@ -253,7 +253,7 @@ def divided(
         patients,
         learned + len(parts[VALIDATION]) - aside,
         facts,
-        share,
+        of_extra,
     )
 
 
