@@ -24,6 +24,7 @@ from histo.probes import knn
 from histo.probes.embedding import fitted as as_square
 from histo.running.runs import RunFolder
 from histo.running.settings import as_yaml
+from histo.running.tracking import Tracker
 from histo.tiles import Tile
 
 
@@ -48,6 +49,7 @@ def probe(recipe: Recipe, run: RunFolder, labelled: Labelled, seed: int, fold: i
     classes = len(labelled.classes)
     train, test = found[parts[TRAIN]], found[parts[TEST]]
     seen, file = 0, Path()
+    course: list[tuple[int, float]] = []
     if recipe.task == "knn":
         voted = knn(train, numbers[parts[TRAIN]], test, classes, recipe.knn.k)
         probabilities = F.one_hot(voted, classes).float()
@@ -57,7 +59,8 @@ def probe(recipe: Recipe, run: RunFolder, labelled: Labelled, seed: int, fold: i
         weights = class_weights(own.bincount(minlength=classes) / len(own), wanted.weights)
         fitted = fit(train, own, classes, recipe.linear, seed, kept, wanted.loss, weights, wanted.gamma)
         probabilities = fitted.layer(test).softmax(1)
-        seen = fitted.steps * min(recipe.linear.batch_size, len(train))
+        batch = min(recipe.linear.batch_size, len(train))
+        seen, course = fitted.steps * batch, [(step * batch, accuracy) for step, accuracy in fitted.course]
         network = Classifier(encoder.cpu(), found.shape[1], classes, mean, std)
         network.head = nn.Linear(found.shape[1], classes)
         network.head.load_state_dict(fitted.layer.state_dict())
@@ -68,6 +71,11 @@ def probe(recipe: Recipe, run: RunFolder, labelled: Labelled, seed: int, fold: i
         for name in ("auroc", "ece"):
             scored.scores.pop(name, None)
             scored.scores.pop(f"{name}_by_patient", None)
+    tracker = Tracker(run.path, 0, enabled=True)
+    for images, accuracy in course:
+        tracker.scalars(images, {"validation/accuracy": accuracy})
+    tracker.scalars(seen, {f"test/{name}": value for name, value in scored.scores.items()})
+    tracker.close()
     warnings = disagreements(recipe, labelled, start)
     for sentence in warnings:
         print(f"warning: {sentence}", file=sys.stderr, flush=True)

@@ -23,6 +23,7 @@ from histo.metrics.regions import IGNORED, dice_of, iou_of, pixel_table
 from histo.phantom import PhantomTissue
 from histo.running.report import Report
 from histo.running.runs import RunFolder
+from histo.running.tracking import read_log
 from histo.tiles import open_tiles
 from histo.tiles.tables import write_folder
 
@@ -89,6 +90,19 @@ def test_the_page_tells_tiles_confusions_and_the_encoder(tiles: Path, tmp_path: 
     assert result["truths"] == [tile.label for tile in open_tiles(tiles) if tile.split == "test"]
     low, high = whole["scores"]["balanced_accuracy"]["interval"]
     assert 0 <= low <= scores["balanced_accuracy"] <= high <= 1
+
+
+def test_the_course_of_a_linear_layer_is_drawn(tiles: Path, tmp_path: Path) -> None:
+    """Every look at the validation part, by tiles seen, in TensorBoard and on the page."""
+    run = tmp_path / "run"
+    more = ["--data.validation_share", "0.5", "--linear.look_every", "10", "--linear.patience", "1"]
+    result = trained(tiles, encoder_file(tmp_path), run, *more)
+    looks = [record["images"] for record in read_log(run / "seed0") if "validation/accuracy" in record]
+    assert looks == [step * 4 for step in range(10, 51, 10)]
+    (last,) = (record for record in read_log(run / "seed0") if "test/balanced_accuracy" in record)
+    assert last["test/balanced_accuracy"] == pytest.approx(result["scores"]["balanced_accuracy"])
+    assert any((run / "seed0" / "tensorboard").iterdir())
+    assert "Validation part" in (run / "report.html").read_text()
 
 
 def test_the_linear_layer_goes_by_loss_and_weights(tiles: Path, tmp_path: Path) -> None:
