@@ -1,7 +1,6 @@
 """Further tiles to learn from, such as drawn ones: none of them may be scored, nor be of a patient who is."""
 
 import hashlib
-from collections.abc import Sequence
 
 from histo.errors import InputError
 from histo.slides.streaming import SlideEntry
@@ -36,8 +35,10 @@ def owners_of_both(
         )
     common: list[tuple[str, str, Owner]] = []
     owners = sorted({one for entry in extra.entries if (one := owner_of(entry))})
+    contents = [(entry, _content(entry)) for entry in extra.entries]
     for part, tiles in judged.items():
-        same = _same_tile(extra, [entry for entry, _ in tiles])
+        known = {_content(entry) for entry, _ in tiles}
+        same = next((entry for entry, content in contents if content in known), None)
         if same is not None:
             raise InputError(
                 f"The tile {same.key} of data.extra is in the {part} part of data.tiles too, expected other tiles to "
@@ -58,18 +59,12 @@ def owners_of_both(
 
 def _names(owner: Owner) -> set[tuple[str, str]]:
     """What an owner may be called in another set: kind and name."""
-    return {(owner.kind, owner.name), (owner.kind, owner.name.partition("/")[2] or owner.name)}
-
-
-def _same_tile(extra: TileSet, others: Sequence[TileEntry]) -> TileEntry | None:
-    """The first of further tiles whose image file is that of one of the others, whatever it is called."""
-    known = {_content(entry) for entry in others}
-    return next((entry for entry in extra.entries if _content(entry) in known), None)
+    bare = owner.name.partition("/")[2] if owner.kind == "patient" else ""
+    return {(owner.kind, owner.name), (owner.kind, bare or owner.name)}
 
 
 def _content(entry: TileEntry) -> bytes | str:
-    """What two entries of one tile have in common: the image's file, and of a slide, which is read where it is cut, its
-    place."""
+    """What entries of one tile have in common, whatever it is called: the image's file, or its place on a slide."""
     if isinstance(entry, SlideEntry):
         return f"{entry.row.path.resolve()} {entry.sampling} {entry.box}"
     return hashlib.sha256(entry.image_file()).digest()

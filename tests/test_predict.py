@@ -27,13 +27,13 @@ from downstream.tasks.segment import Regions
 from histo import encoders
 from histo.dense import DenseNetwork
 from histo.encoders import architecture, write_card
-from histo.encoders.architectures import pooled
 from histo.errors import InputError
 from histo.instance_networks import InstanceNetwork, InstanceSettings, write_network
 from histo.maskrcnn import Detections
 from histo.masks import read_instances
 from histo.metrics import compare
 from histo.phantom import PhantomTissue
+from histo.probes import feature_width
 from histo.segmenters import Reading
 from histo.slides.tables import SlideRow
 from histo.tiles import open_tiles
@@ -92,8 +92,7 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A classifier with random weights, of tiles of 96 px at 0.5 µm/px."""
     start = encoders.start("none", "own", "test_resnet", seed=0)
     torch.manual_seed(0)
-    with torch.no_grad():
-        width = pooled(start.encoder.eval()(torch.zeros(1, 3, 64, 64))).shape[1]
+    width = feature_width(start.encoder, start.architecture, 64, "crop.size")
     network = Classifier(start.encoder, width, 2, (0.5,) * 3, (0.5,) * 3)
     folder = tmp_path_factory.mktemp("classifier")
     card = {"mpp": 0.5, "tile_pixels": [96, 96]}
@@ -105,8 +104,7 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A classifier of bags with random weights, likewise."""
     start = encoders.start("none", "own", "test_resnet", seed=0)
     torch.manual_seed(0)
-    with torch.no_grad():
-        width = pooled(start.encoder.eval()(torch.zeros(1, 3, 64, 64))).shape[1]
+    width = feature_width(start.encoder, start.architecture, 64, "crop.size")
     head = BagClassifier(width, 2, BagSettings(), torch.zeros(width), torch.ones(width))
     network = BagNetwork(start.encoder, head, (0.5,) * 3, (0.5,) * 3, bf16=False)
     folder = tmp_path_factory.mktemp("judge")
