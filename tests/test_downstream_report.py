@@ -18,6 +18,7 @@ from downstream.train import main
 from histo import encoders
 from histo.encoders import architecture, write_encoder
 from histo.errors import InputError
+from histo.label_efficiency import compare_runs, read_run
 from histo.metrics import EMPTY_TILES
 from histo.metrics.regions import IGNORED, dice_of, iou_of, pixel_table
 from histo.phantom import PhantomTissue
@@ -215,3 +216,37 @@ def test_dice_and_iou_of_a_table() -> None:
 def test_a_matrix_needs_a_square() -> None:
     with pytest.raises(ValueError, match="2 names need as many"):
         Report("t").matrix(["a", "b"], [[1, 2]])
+
+
+def test_patients_in_two_parts_are_said_wherever_a_result_is(
+    tiles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before the last line, in the card, in metrics.json and by compare."""
+    further = tmp_path / "further"
+    kept = [replace(tile, split="train") for tile in open_tiles(tiles) if tile.split == "train"]
+    judged = next(tile.patient for tile in open_tiles(tiles) if tile.split == "test")
+    write_folder((replace(tile, patient=judged, mpp=0.25) for tile in kept), further)
+    runs = [tmp_path / "one", tmp_path / "two"]
+    for seed, run in enumerate(runs):
+        more = ["--data.tiles", str(tiles), "--data.extra", str(further), "--data.extra_share", "1"]
+        more += ["--data.common_patients", "--task", "classify", "--crop.size", "64", "--train.images", "8"]
+        more += ["--data.workers", "0", "--encoder.architecture", "test_resnet", "--seeds", str(seed)]
+        main([*more, "--run.dir", str(run)])
+    said = "1 patients are in two parts, so that scores are too high"
+    assert f"Warning: {said}." in capsys.readouterr().out
+    card = json.loads((runs[0] / "seed0" / "export" / "classifier.json").read_text())
+    assert card["warning"] == said
+    assert card["mpp"] == 0.25, "what was learned from, not what was scored"
+    assert [one["source"] for one in card["data"]] == ["tiles", "further"]
+    assert json.loads((runs[0] / "metrics.json").read_text())["facts"]["warning"] == said
+    notes = compare_runs([read_run(run) for run in runs]).notes
+    assert sum(said in note for note in notes) == 2
+
+
+def test_facts_of_several_folds_are_those_of_all(tiles: Path, tmp_path: Path) -> None:
+    more = ["--task", "linear", "--crop.size", "64", "--linear.steps", "50", "--data.folds", "2"]
+    source = str(encoder_file(tmp_path))
+    main([*more, "--data.tiles", str(tiles), "--encoder.source", source, "--run.dir", str(tmp_path / "run")])
+    facts = json.loads((tmp_path / "run" / "metrics.json").read_text())["facts"]
+    assert facts["divided"].count("fold 1 of 2") == facts["divided"].count("fold 2 of 2") == 1
+    assert facts["task"] == "linear"
