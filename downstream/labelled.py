@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from downstream.further import owners_of_both
+from downstream.overlaps import alike_patients, common_patients, owners_of_both
 from downstream.subsets import labelled_subset
 from histo.errors import InputError
 from histo.probes.splits import folds
@@ -186,7 +186,7 @@ def divided(
     patients = [owner_of(entry) for entry in entries]
     splits = [entry.split for entry in entries]
     parts = _folded(settings, patients, labels, seed, fold) if settings.folds else _named(settings, splits)
-    common = _common_patients(parts, patients)
+    common = common_patients(parts, patients)
     if common and not settings.common_patients:
         (one, other, patient), whose = common[0], count_owners(owner for _, _, owner in common)
         raise InputError(
@@ -236,7 +236,7 @@ def divided(
                 f"data.extra has no tile of the class {lacking[0]}, expected some of each as data.extra_share is 1; "
                 "add such tiles, or lower the share."
             )
-    warnings = _alike(parts, patients)
+    warnings = alike_patients(parts, patients)
     if common:
         whose = count_owners(owner for _, _, owner in common)
         warnings = [f"{whose} are in two parts, so that scores are too high", *warnings]
@@ -314,40 +314,6 @@ def _folded(
     of_tile = folds(patients, labels if labels is not None else ["nuclei"] * len(patients), settings.folds, seed)
     learned, scored = np.flatnonzero(of_tile != fold), np.flatnonzero(of_tile == fold)
     return {TRAIN: learned, VALIDATION: np.empty(0, np.int64), TEST: scored}
-
-
-def _common_patients(
-    parts: dict[str, NDArray[np.int64]], patients: Sequence[Owner | None]
-) -> list[tuple[str, str, Owner]]:
-    """(one part, other part, patient) of those in two."""
-    of_part = {name: {patient for k in places if (patient := patients[k])} for name, places in parts.items()}
-    return [
-        (one, other, patient)
-        for place, one in enumerate(PARTS)
-        for other in PARTS[place + 1 :]
-        for patient in sorted(of_part[one] & of_part[other], key=str)
-    ]
-
-
-def _alike(parts: dict[str, NDArray[np.int64]], patients: Sequence[Owner | None]) -> list[str]:
-    """A sentence on patients of one name in two parts and of two sources, who may be one person or not."""
-    of_part = {
-        name: {one.name: one for k in places if (one := patients[k]) and one.kind == "patient"}
-        for name, places in parts.items()
-    }
-    twice = sorted(
-        (name, of_part[one][name].source, one, of_part[other][name].source, other)
-        for one, other in combinations(PARTS, 2)
-        for name in of_part[one].keys() & of_part[other].keys()
-        if of_part[one][name] != of_part[other][name]
-    )
-    if not twice:
-        return []
-    name, source, one, other_source, other = twice[0]
-    return [
-        f"{len({first for first, *_ in twice})} names of patients stand in two parts from different sources, first "
-        f"{name} in {one} of {source} and {other} of {other_source}: if they are the same people, scores are too high"
-    ]
 
 
 def _known(patients: Sequence[Owner | None], noun: str) -> str:

@@ -1,11 +1,49 @@
-"""Further tiles to learn from, such as drawn ones: none of them may be scored, nor be of a patient who is."""
+"""Patients and tiles in two parts: what is learned from may not be scored, nor be of a patient who is."""
 
 import hashlib
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
 
 from histo.errors import InputError
 from histo.slides.streaming import SlideEntry
 from histo.tiles import TileEntry, TileSet
 from histo.tiles.owners import Owner, count_owners, owner_of
+
+
+def common_patients(
+    parts: dict[str, NDArray[np.int64]], patients: Sequence[Owner | None]
+) -> list[tuple[str, str, Owner]]:
+    """(one part, other part, patient) of those in two."""
+    of_part = {name: {patient for k in places if (patient := patients[k])} for name, places in parts.items()}
+    return [
+        (one, other, patient)
+        for one, other in combinations(parts, 2)
+        for patient in sorted(of_part[one] & of_part[other], key=str)
+    ]
+
+
+def alike_patients(parts: dict[str, NDArray[np.int64]], patients: Sequence[Owner | None]) -> list[str]:
+    """A sentence on patients of one name in two parts and of two sources, who may be one person or not."""
+    of_part = {
+        name: {one.name: one for k in places if (one := patients[k]) and one.kind == "patient"}
+        for name, places in parts.items()
+    }
+    twice = sorted(
+        (name, of_part[one][name].source, one, of_part[other][name].source, other)
+        for one, other in combinations(parts, 2)
+        for name in of_part[one].keys() & of_part[other].keys()
+        if of_part[one][name] != of_part[other][name]
+    )
+    if not twice:
+        return []
+    name, source, one, other_source, other = twice[0]
+    return [
+        f"{len({first for first, *_ in twice})} names of patients stand in two parts from different sources, first "
+        f"{name} in {one} of {source} and {other} of {other_source}: if they are the same people, scores are too high"
+    ]
 
 
 def owners_of_both(
